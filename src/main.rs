@@ -1,0 +1,3 @@
+//! The binary; its parts arrive with their rooms.
+
+fn main() {}
