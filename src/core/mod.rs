@@ -1,0 +1,17 @@
+//! The rules: what a build is, when it may start, who gets it and what follows when it ends.
+//!
+//! This room is pure. It knows no files, no sockets, no threads, no clock and no randomness: time
+//! and ids come in as values, and what must happen comes out as values. The entry point is
+//! `engine::Engine::step`; everything else is vocabulary. It is called by the coordinator, and
+//! its vocabulary by everyone.
+
+pub mod aterm;
+pub mod base32;
+pub mod content;
+pub mod derivation;
+pub mod hash;
+pub mod id;
+pub mod outcome;
+pub mod path_info;
+pub mod store_path;
+pub mod time;

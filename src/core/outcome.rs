@@ -1,0 +1,135 @@
+//! How an attempt ends.
+//!
+//! Three kinds are kept apart for good: the build *failed* (the derivation's fault: final,
+//! propagates to dependents), the *infrastructure* failed (the machine's, network's or our fault:
+//! never final, never propagates), and it was *canceled*.
+
+use super::store_path::StorePath;
+
+/// A failure of the build itself.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BuildFailure {
+    /// The builder exited with this status, which was not 0.
+    Exit(i32),
+    /// The builder was ended by this signal.
+    Signal(i32),
+    /// It ran longer than its limit.
+    Timeout,
+    /// It printed nothing for longer than its limit.
+    Silent,
+    /// It was ended for want of memory, as its cgroup tells.
+    OutOfMemory,
+    /// The builder exited with 0 but left this output out.
+    NoOutput(String),
+    /// The content of a fixed output is not the promised one.
+    HashMismatch {
+        /// What the derivation promises, as the builder's side prints it.
+        expected: String,
+        /// What was built.
+        actual: String,
+    },
+    /// The daemon refused the outputs for another reason (forbidden references, wrong kind of
+    /// file), in its own words.
+    OutputRejected(String),
+}
+
+/// Why an agent could not begin a build. Never a failure of the build.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SetupFailure {
+    /// Neither the coordinator nor the machine's substituters have these paths.
+    MissingInputs(Vec<StorePath>),
+    /// There is too little free space on the machine.
+    DiskFull,
+    /// An output is already there and could not be removed.
+    OutputsPresent(StorePath),
+    /// The daemon did not answer, in the words of the error.
+    DaemonUnreachable(String),
+    /// The daemon or the kernel refused (trust, system, features, sandbox), in its own words.
+    Refused(String),
+    /// The attempt's process ended without a result: killed, or the machine restarted.
+    AttemptLost(String),
+}
+
+/// What an agent reports of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// All outputs exist on the agent; their nars are described in the offer that follows.
+    Built,
+    /// The build failed.
+    Failed(BuildFailure),
+    /// The agent could not begin, or its daemon went away meanwhile.
+    SetupFailed(SetupFailure),
+    /// The attempt was ended because the coordinator asked for it.
+    Canceled,
+}
+
+/// Why an attempt is over, as the database keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttemptEnd {
+    /// Its outputs are committed.
+    Succeeded,
+    /// The build failed.
+    Failed(BuildFailure),
+    /// The agent could not begin.
+    SetupFailed(SetupFailure),
+    /// The agent was not heard of for a whole lease, or came back without the attempt.
+    AgentLost,
+    /// The outputs could not be delivered, for this reason.
+    UploadFailed(String),
+    /// The outputs were delivered and refused by verification, for this reason.
+    Rejected(String),
+    /// The build was canceled.
+    Canceled,
+}
+
+impl AttemptEnd {
+    /// Returns the word that commands print and the database keeps.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed(failure) => failure.word(),
+            Self::SetupFailed(failure) => failure.word(),
+            Self::AgentLost => "agent-lost",
+            Self::UploadFailed(_) => "upload-failed",
+            Self::Rejected(_) => "rejected",
+            Self::Canceled => "canceled",
+        }
+    }
+}
+
+impl BuildFailure {
+    /// Returns the word that commands print and the database keeps.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Exit(_) => "exit",
+            Self::Signal(_) => "signal",
+            Self::Timeout => "timeout",
+            Self::Silent => "silent",
+            Self::OutOfMemory => "oom",
+            Self::NoOutput(_) => "no-output",
+            Self::HashMismatch { .. } => "hash-mismatch",
+            Self::OutputRejected(_) => "output-rejected",
+        }
+    }
+}
+
+impl SetupFailure {
+    /// Returns the word that commands print and the database keeps.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::MissingInputs(_) => "missing-inputs",
+            Self::DiskFull => "disk-full",
+            Self::OutputsPresent(_) => "outputs-present",
+            Self::DaemonUnreachable(_) => "daemon-unreachable",
+            Self::Refused(_) => "setup-refused",
+            Self::AttemptLost(_) => "attempt-lost",
+        }
+    }
+}

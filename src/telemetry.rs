@@ -1,0 +1,59 @@
+//! Diagnosis: the clock, error chains in one line, and foreign bytes made printable.
+
+use crate::core::time::{Monotonic, Now, Timestamp};
+use std::{
+    error::Error,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+/// The two clocks of this process. The only place that asks the operating system for the time.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// Starts counting monotonic time.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the clock that others take time from")]
+    pub fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    /// Returns what time it is.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the clock that others take time from")]
+    pub fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mono = self.start.elapsed();
+        Now {
+            wall: Timestamp::from_ms(i64::try_from(wall.as_millis()).unwrap_or(i64::MAX)),
+            mono: Monotonic::from_ms(u64::try_from(mono.as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+}
+
+/// Returns an error and all its sources in one line, outermost first.
+#[must_use]
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Returns foreign bytes as printable text: what is not printable ASCII is escaped, and at most
+/// 1,000 bytes are shown.
+#[must_use]
+pub fn printable(bytes: &[u8]) -> String {
+    let shown = bytes.get(..1_000).unwrap_or(bytes);
+    let mut text = shown.escape_ascii().to_string();
+    if shown.len() < bytes.len() {
+        text.push('…');
+    }
+    text
+}
