@@ -2,16 +2,25 @@
 //!
 //! This room is pure. It knows no files, no sockets, no threads, no clock and no randomness: time
 //! and ids come in as values, and what must happen comes out as values. The entry point is
-//! `engine::Engine::step`; everything else is vocabulary. It is called by the coordinator, and
+//! [`engine::Engine::step`]; everything else is vocabulary. It is called by the coordinator, and
 //! its vocabulary by everyone.
 
+pub mod agent;
+pub mod arena;
 pub mod aterm;
+pub mod attempt;
 pub mod base32;
+pub mod build;
+pub mod change;
 pub mod content;
 pub mod derivation;
+pub mod engine;
+pub mod graph;
 pub mod hash;
 pub mod id;
 pub mod outcome;
 pub mod path_info;
+pub mod plan;
+pub mod retry;
 pub mod store_path;
 pub mod time;

@@ -1,0 +1,222 @@
+//! What a step writes down: rows for the database, in the order they must be applied.
+
+use super::{
+    agent::Abilities,
+    attempt::AttemptState,
+    build::BuildState,
+    hash::Sha256,
+    id::{AttemptId, BuildId, InstanceId, Name},
+    path_info::PathInfo,
+    store_path::{PathHash, StorePath},
+    time::Timestamp,
+};
+use std::sync::Arc;
+
+/// One thing that becomes durable.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// A verified derivation is known.
+    Derivation(Arc<DerivationRecord>),
+    /// A verified nar is in the depot.
+    Nar(Arc<NarRecord>),
+    /// A build was asked for.
+    Build(Box<BuildRecord>),
+    /// A build moved.
+    BuildMoved {
+        /// Which one.
+        build: BuildId,
+        /// The state it was in: nothing changes when the row says otherwise, and that is a bug.
+        from: BuildState,
+        /// The state it is in now.
+        to: BuildState,
+        /// When.
+        at: Timestamp,
+    },
+    /// An agent was given a build.
+    Attempt {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// Of which build.
+        build: BuildId,
+        /// By which agent.
+        agent: Name,
+        /// When.
+        at: Timestamp,
+    },
+    /// An attempt went on or ended.
+    AttemptMoved {
+        /// Which one.
+        attempt: AttemptId,
+        /// The state it is in now.
+        to: AttemptState,
+        /// When.
+        at: Timestamp,
+    },
+    /// The outputs of a successful attempt, all together.
+    Outputs {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// What it made.
+        outputs: Vec<OutputRecord>,
+        /// Whether an output differs from what was already held under the same path.
+        verdict: Verdict,
+    },
+    /// An agent's session began or ended.
+    Agent {
+        /// Which agent.
+        name: Name,
+        /// Which installation.
+        instance: InstanceId,
+        /// What it can build.
+        abilities: Abilities,
+        /// When.
+        at: Timestamp,
+    },
+    /// An agent could find an output neither here nor anywhere else.
+    Missing {
+        /// Which path.
+        path: PathHash,
+        /// When.
+        at: Timestamp,
+    },
+    /// A path is visible in the published tree.
+    Published {
+        /// Which path.
+        path: PathHash,
+        /// When.
+        at: Timestamp,
+    },
+    /// A principal did something that changes state.
+    Audit {
+        /// The fingerprint of the key.
+        fingerprint: String,
+        /// Who the key is.
+        principal: Name,
+        /// The verb and its arguments.
+        line: String,
+        /// When.
+        at: Timestamp,
+    },
+}
+
+/// A derivation as the database keeps it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DerivationRecord {
+    /// Its path, recomputed from the text.
+    pub path: StorePath,
+    /// The bytes of the file.
+    pub text: bytes::Bytes,
+    /// The class of agents that can build it.
+    pub class: super::plan::Class,
+    /// Its input derivations, in file order.
+    pub inputs: Vec<PathHash>,
+    /// Its outputs.
+    pub outputs: Vec<(String, StorePath)>,
+    /// The hash modulo, by which derivations that use it compute their outputs.
+    pub modulo: Sha256,
+    /// When it was received.
+    pub at: Timestamp,
+}
+
+/// Where a nar came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NarOrigin {
+    /// An attempt built it.
+    Built,
+    /// A submission brought it, and its path follows from its content.
+    ContentAddressed,
+    /// A trusted key brought an output that nobody can verify; it is never published.
+    Trusted,
+}
+
+impl NarOrigin {
+    /// Returns the word that the database keeps.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Built => "built",
+            Self::ContentAddressed => "content-addressed",
+            Self::Trusted => "trusted",
+        }
+    }
+}
+
+/// A nar in the depot.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NarRecord {
+    /// What it is; signed by the coordinator.
+    pub info: PathInfo,
+    /// SHA-256 of the compressed file, which names it in the depot.
+    pub file_hash: Sha256,
+    /// The length of the compressed file, in bytes.
+    pub file_bytes: u64,
+    /// Where it came from.
+    pub origin: NarOrigin,
+    /// When it was verified.
+    pub at: Timestamp,
+}
+
+/// A build as the database keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildRecord {
+    /// Its id.
+    pub id: BuildId,
+    /// The derivation.
+    pub derivation: PathHash,
+    /// Why it exists.
+    pub origin: Origin,
+    /// Who asked for it.
+    pub submitter: Name,
+    /// The submitter's own name for this request.
+    pub key: Option<String>,
+    /// Its priority; higher goes first.
+    pub priority: i32,
+    /// When it was asked for.
+    pub submitted: Timestamp,
+    /// How long it may run and be silent.
+    pub limits: Limits,
+    /// What the submitter wants to find it by.
+    pub tags: Vec<(String, String)>,
+    /// Where it stands.
+    pub state: BuildState,
+}
+
+/// Why a build exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Somebody named the derivation.
+    Asked,
+    /// Something asked for needs it; it is canceled with the last that does.
+    Implied,
+}
+
+/// How long a build may run and be silent, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// From start to end.
+    pub timeout_ms: Option<u64>,
+    /// Between two lines of its log.
+    pub max_silent_ms: Option<u64>,
+}
+
+/// One output of a successful attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputRecord {
+    /// Its name in the derivation.
+    pub name: String,
+    /// Its path.
+    pub path: StorePath,
+    /// SHA-256 of its nar.
+    pub nar_hash: Sha256,
+    /// The length of its nar, in bytes.
+    pub nar_bytes: u64,
+}
+
+/// Whether an attempt's outputs agree with what was held before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// They are new or equal.
+    Agreed,
+    /// One differs: the attempt is noted as disputed, and what was held stays.
+    Disputed,
+}

@@ -1,0 +1,230 @@
+//! The one place where state changes: inputs go in, changes and effects come out.
+//!
+//! The owner calls [`Engine::step`] with what arrived, makes the changes durable in one
+//! transaction, and only then lets the effects out. A step is pure: the same state, time, ids and
+//! inputs give the same result.
+
+mod agents;
+mod ask;
+mod input;
+mod order;
+mod queueing;
+mod restore;
+mod submit;
+
+pub use ask::{AgentView, Ask, Counts, Told};
+pub use input::{
+    Answer, Authority, Canceled, Delivery, Effect, Input, Inputs, Order, Root, Submission, Token,
+};
+pub use restore::{OpenBuild, Saved, SavedAgent, Snapshot, SnapshotBuild};
+
+use super::{
+    agent::Agent,
+    arena::{Arena, Ix},
+    build::{BuildEvent, BuildState, Lease, next_state},
+    change::{Change, Limits, Origin},
+    graph::{Graph, Node},
+    id::{AttemptId, BuildId, Name},
+    plan::{Queue, Rank, Strategy},
+    time::{Now, Timestamp},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the operator may set about the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// When an input holds a build back.
+    pub strategy: Strategy,
+    /// How many minutes of waiting one point of priority is worth.
+    pub priority_step: i64,
+    /// How long an agent may be away before its builds go to others, in milliseconds.
+    pub lease_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { strategy: Strategy::default(), priority_step: 5, lease_ms: 20 * 60 * 1_000 }
+    }
+}
+
+/// Where new ids come from.
+pub trait IdSource {
+    /// Returns ten random bytes.
+    fn random(&mut self) -> [u8; 10];
+}
+
+/// What a step results in.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// What must be durable before any effect is let out, in order.
+    pub changes: Vec<Change>,
+    /// What happens then, in order.
+    pub effects: Vec<Effect>,
+}
+
+/// An open build.
+#[derive(Debug, Clone)]
+pub struct Build {
+    /// Its id.
+    pub id: BuildId,
+    /// Its derivation.
+    pub node: Ix<Node>,
+    /// Where it stands.
+    pub state: BuildState,
+    /// Why it exists.
+    pub origin: Origin,
+    /// Who asked for it.
+    pub submitter: Name,
+    /// Its own priority.
+    pub priority: i32,
+    /// When it was asked for.
+    pub submitted: Timestamp,
+    /// How long it may run and be silent.
+    pub limits: Limits,
+    /// How many of its attempts ended through no fault of its own.
+    pub infrastructure_ends: u32,
+    /// The agent whose attempt ended so last; others are asked first.
+    pub avoid: Option<Name>,
+    /// Under which rank it is in its ready set.
+    queued_as: Option<Rank>,
+    /// Whether those who wait were told that it is blocked.
+    told_blocked: bool,
+}
+
+/// All open state. One thread owns it.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    settings: Settings,
+    graph: Graph,
+    queue: Queue,
+    builds: Arena<Build>,
+    by_id: BTreeMap<BuildId, Ix<Build>>,
+    by_attempt: BTreeMap<AttemptId, Ix<Build>>,
+    agents: BTreeMap<Name, Agent>,
+    deferred: BTreeSet<(Timestamp, Ix<Build>)>,
+    /// Offers that came before the report that the attempt is finished: they travel on different
+    /// connections. At most one per live attempt.
+    early_offers: BTreeMap<AttemptId, Token>,
+    stale_messages: u64,
+}
+
+/// What a step has produced so far, and what it needs to know.
+struct Turn<'a> {
+    now: Now,
+    ids: &'a mut dyn IdSource,
+    out: Step,
+}
+
+impl Engine {
+    /// Returns an engine without any state.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            graph: Graph::new(settings.strategy),
+            queue: Queue::default(),
+            builds: Arena::default(),
+            by_id: BTreeMap::new(),
+            by_attempt: BTreeMap::new(),
+            agents: BTreeMap::new(),
+            deferred: BTreeSet::new(),
+            early_offers: BTreeMap::new(),
+            stale_messages: 0,
+        }
+    }
+
+    /// Takes in what arrived, in order, together with the passing of time.
+    pub fn step(&mut self, now: Now, ids: &mut dyn IdSource, inputs: Vec<Input>) -> Step {
+        let mut turn = Turn { now, ids, out: Step::default() };
+        self.pass_time(&mut turn);
+        for input in inputs {
+            self.take(&mut turn, input);
+        }
+        self.refresh_ready(&mut turn);
+        self.allocate(&mut turn);
+        turn.out
+    }
+
+    /// Returns how long until [`Engine::step`] must be called even if nothing arrives, in
+    /// milliseconds; `None` when only an input can change anything.
+    #[must_use]
+    pub fn wakes_in_ms(&self, now: Now) -> Option<u64> {
+        let deferred = self.deferred.first().map(|(until, _)| {
+            u64::try_from(until.as_ms().saturating_sub(now.wall.as_ms())).unwrap_or(0)
+        });
+        let leases =
+            self.lease_ends().map(|(end, _)| end.as_ms().saturating_sub(now.mono.as_ms())).min();
+        deferred.into_iter().chain(leases).min()
+    }
+
+    fn take(&mut self, turn: &mut Turn<'_>, input: Input) {
+        match input {
+            Input::Submit { token, submission } => self.submit(turn, token, &submission),
+            Input::Cancel { token, builds, by } => self.cancel(turn, token, &builds, &by),
+            Input::Record { token, changes } => self.record(turn, token, changes),
+            Input::Join { session, name, instance, abilities, held } => {
+                self.join(turn, session, &name, instance, abilities, &held);
+            }
+            Input::Leave { session } => self.leave(turn, session),
+            Input::Started { session, attempt } => self.started(turn, session, attempt),
+            Input::Finished { session, attempt, outcome } => {
+                self.finished(turn, session, attempt, outcome);
+            }
+            Input::Offer { token, agent, attempt } => self.offer(turn, token, &agent, attempt),
+            Input::Deliver { token, agent, attempt, delivery } => {
+                self.deliver(turn, token, &agent, attempt, delivery);
+            }
+        }
+    }
+
+    /// Moves a build, writes the change down and keeps every index that depends on the state.
+    ///
+    /// # Panics
+    /// When the event does not fit the state: callers look at the lease first.
+    fn apply(&mut self, turn: &mut Turn<'_>, ix: Ix<Build>, event: BuildEvent) {
+        let build = &self.builds[ix];
+        let (id, from) = (build.id, build.state.clone());
+        let to = next_state(&from, event).expect("the caller checked that the event fits");
+        self.unqueue(ix);
+        if let Some(lease) = from.lease() {
+            let agent = self.agents.get_mut(&lease.agent).expect("a lease names a known agent");
+            agent.running.remove(&ix);
+            agent.sending.remove(&ix);
+            self.by_attempt.remove(&lease.attempt);
+        }
+        if let BuildState::Deferred { until } = from {
+            self.deferred.remove(&(until, ix));
+        }
+        self.index_state(ix, &to);
+        self.builds[ix].state = to.clone();
+        turn.out.changes.push(Change::BuildMoved { build: id, from, to, at: turn.now.wall });
+        if self.builds[ix].state == BuildState::Queued {
+            // What its inputs did meanwhile decides: ready, waiting or blocked.
+            self.graph.touch(self.builds[ix].node);
+        }
+    }
+
+    /// Enters a build under what its state says, except for the ready sets.
+    fn index_state(&mut self, ix: Ix<Build>, state: &BuildState) {
+        if let Some(Lease { attempt, agent }) = state.lease() {
+            self.by_attempt.insert(*attempt, ix);
+            let agent = self.agents.get_mut(agent).expect("a lease names a known agent");
+            if matches!(state, BuildState::Receiving(_)) {
+                agent.sending.insert(ix);
+            } else {
+                agent.running.insert(ix);
+            }
+        }
+        if let BuildState::Deferred { until } = state {
+            self.deferred.insert((*until, ix));
+        }
+    }
+
+    /// Returns the build whose lease an attempt holds.
+    fn holder(&self, attempt: AttemptId) -> Option<Ix<Build>> {
+        self.by_attempt.get(&attempt).copied()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,352 @@
+//! Agents come and go, and say how their attempts fare.
+
+use super::{Answer, Build, Delivery, Effect, Engine, Order, Token, Turn};
+use crate::core::{
+    agent::{Abilities, Agent, AgentEvent, AgentState, SessionId, next_state},
+    arena::Ix,
+    attempt::AttemptState,
+    build::{BuildEvent, BuildState, Lease},
+    change::{Change, NarOrigin},
+    id::{AttemptId, InstanceId, Name},
+    outcome::{AttemptEnd, Outcome, SetupFailure},
+    retry,
+    time::Monotonic,
+};
+use std::collections::BTreeSet;
+
+impl Engine {
+    /// An agent opens a session: what it still holds goes on, what it lost is given back.
+    pub(super) fn join(
+        &mut self,
+        turn: &mut Turn<'_>,
+        session: SessionId,
+        name: &Name,
+        instance: InstanceId,
+        abilities: Abilities,
+        held: &[AttemptId],
+    ) {
+        if let Some(agent) = self.agents.get(name)
+            && let Some(current) = agent.session()
+        {
+            if agent.instance != instance {
+                let reason = format!(
+                    "another machine is connected as ‘{name}’: give this one a key and a name of \
+                     its own, or stop the other"
+                );
+                return Self::tell(turn, session, Order::Refuse { reason });
+            }
+            Self::tell(turn, current, Order::Replaced);
+        }
+        turn.out.changes.push(Change::Agent {
+            name: name.clone(),
+            instance,
+            abilities: abilities.clone(),
+            at: turn.now.wall,
+        });
+        self.enter_agent(turn, session, name.clone(), instance, abilities);
+        let own = |ix: &Ix<Build>| {
+            self.builds[*ix].state.lease().is_some_and(|lease| lease.agent == *name)
+        };
+        let (keep, drop): (Vec<_>, Vec<_>) = held
+            .iter()
+            .copied()
+            .partition(|attempt| self.holder(*attempt).as_ref().is_some_and(own));
+        let kept: BTreeSet<AttemptId> = keep.iter().copied().collect();
+        Self::tell(turn, session, Order::Welcome { keep, drop });
+        for attempt in self.attempts_of(name) {
+            if !kept.contains(&attempt) {
+                self.give_back(turn, attempt, AttemptEnd::AgentLost);
+            }
+        }
+    }
+
+    /// Notes an agent's session and what it can take.
+    fn enter_agent(
+        &mut self,
+        turn: &Turn<'_>,
+        session: SessionId,
+        name: Name,
+        instance: InstanceId,
+        abilities: Abilities,
+    ) {
+        let classes = self
+            .queue
+            .classes()
+            .filter(|(_, class)| class.obstacle(&abilities).is_none())
+            .map(|(ix, _)| ix)
+            .collect();
+        let agent = self.agents.entry(name.clone()).or_insert_with(|| Agent {
+            name,
+            instance,
+            state: AgentState::Away { since: turn.now.mono },
+            abilities: abilities.clone(),
+            last_seen: turn.now.wall,
+            classes: Vec::new(),
+            running: BTreeSet::new(),
+            sending: BTreeSet::new(),
+        });
+        agent.state = next_state(agent.state, AgentEvent::Joined { session });
+        agent.instance = instance;
+        agent.abilities = abilities;
+        agent.classes = classes;
+        agent.last_seen = turn.now.wall;
+    }
+
+    /// A session ended; the agent's builds are kept for a lease.
+    pub(super) fn leave(&mut self, turn: &mut Turn<'_>, session: SessionId) {
+        let Some(agent) = self.agents.values_mut().find(|agent| agent.session() == Some(session))
+        else {
+            return;
+        };
+        agent.state = next_state(agent.state, AgentEvent::Left { session, at: turn.now.mono });
+        agent.last_seen = turn.now.wall;
+        turn.out.changes.push(Change::Agent {
+            name: agent.name.clone(),
+            instance: agent.instance,
+            abilities: agent.abilities.clone(),
+            at: turn.now.wall,
+        });
+    }
+
+    /// Returns the live attempts of an agent.
+    fn attempts_of(&self, name: &Name) -> Vec<AttemptId> {
+        let Some(agent) = self.agents.get(name) else { return Vec::new() };
+        let held = agent.running.iter().chain(&agent.sending);
+        held.filter_map(|ix| self.builds[*ix].state.lease().map(|lease| lease.attempt)).collect()
+    }
+
+    /// Returns when the leases of agents that are away run out.
+    pub(super) fn lease_ends(&self) -> impl Iterator<Item = (Monotonic, &Agent)> {
+        self.agents.values().filter_map(|agent| match agent.state {
+            AgentState::Connected { .. } => None,
+            AgentState::Away { .. } if agent.running.is_empty() && agent.sending.is_empty() => None,
+            AgentState::Away { since } => Some((since.plus_ms(self.settings.lease_ms), agent)),
+        })
+    }
+
+    /// Ends leases that ran out and queues builds whose deferral is over.
+    pub(super) fn pass_time(&mut self, turn: &mut Turn<'_>) {
+        let lost: Vec<AttemptId> = self
+            .lease_ends()
+            .filter(|(end, _)| *end <= turn.now.mono)
+            .flat_map(|(_, agent)| self.attempts_of(&agent.name))
+            .collect();
+        for attempt in lost {
+            self.give_back(turn, attempt, AttemptEnd::AgentLost);
+        }
+        while let Some((until, ix)) = self.deferred.first().copied() {
+            if until > turn.now.wall {
+                break;
+            }
+            self.apply(turn, ix, BuildEvent::Due);
+        }
+    }
+
+    /// Returns the build of an attempt that the agent on this session holds. Any other message is
+    /// counted as stale, and if the session is an agent's current one, the agent is told to forget
+    /// the attempt.
+    fn fenced(
+        &mut self,
+        turn: &mut Turn<'_>,
+        session: SessionId,
+        attempt: AttemptId,
+    ) -> Option<Ix<Build>> {
+        let holder = self.holder(attempt).filter(|ix| {
+            let lease = self.builds[*ix].state.lease();
+            lease.and_then(|lease| self.agents.get(&lease.agent)).and_then(Agent::session)
+                == Some(session)
+        });
+        if holder.is_none() {
+            self.stale_messages += 1;
+            // An attempt that lives on under a newer session must not be stopped by what was
+            // still under way on the old one.
+            if self.agents.values().any(|agent| agent.session() == Some(session)) {
+                Self::tell(turn, session, Order::Cancel { attempt });
+            }
+        }
+        holder
+    }
+
+    /// The builder of an attempt runs.
+    pub(super) fn started(&mut self, turn: &mut Turn<'_>, session: SessionId, attempt: AttemptId) {
+        let Some(ix) = self.fenced(turn, session, attempt) else { return };
+        if matches!(self.builds[ix].state, BuildState::Allocated(_)) {
+            self.apply(turn, ix, BuildEvent::Started(attempt));
+            Self::move_attempt(turn, attempt, AttemptState::Building);
+        }
+    }
+
+    fn move_attempt(turn: &mut Turn<'_>, attempt: AttemptId, to: AttemptState) {
+        turn.out.changes.push(Change::AttemptMoved { attempt, to, at: turn.now.wall });
+    }
+
+    /// An attempt is over on the agent.
+    pub(super) fn finished(
+        &mut self,
+        turn: &mut Turn<'_>,
+        session: SessionId,
+        attempt: AttemptId,
+        outcome: Outcome,
+    ) {
+        let Some(ix) = self.fenced(turn, session, attempt) else { return };
+        // A repeated report after a reconnect finds its build already further.
+        let receiving = matches!(self.builds[ix].state, BuildState::Receiving(_));
+        match outcome {
+            Outcome::Built if receiving => {}
+            Outcome::Built => {
+                self.apply(turn, ix, BuildEvent::Built(attempt));
+                Self::move_attempt(turn, attempt, AttemptState::Receiving);
+                if let Some(token) = self.early_offers.remove(&attempt) {
+                    self.welcome_offer(turn, token, ix);
+                }
+            }
+            Outcome::Failed(failure) if !receiving => {
+                self.end_attempt(turn, attempt, AttemptEnd::Failed(failure));
+                self.finish(turn, ix, BuildEvent::Failed(attempt));
+                Self::tell(turn, session, Order::Settled { attempt });
+            }
+            Outcome::Failed(_) => {
+                let end = AttemptEnd::UploadFailed(
+                    "the agent reported outputs and then a failure".to_owned(),
+                );
+                self.give_back(turn, attempt, end);
+                Self::tell(turn, session, Order::Settled { attempt });
+            }
+            Outcome::SetupFailed(failure) => {
+                self.give_back(turn, attempt, AttemptEnd::SetupFailed(failure));
+                Self::tell(turn, session, Order::Settled { attempt });
+            }
+            Outcome::Canceled => {
+                // We did not ask for it, or the attempt would be stale: somebody stopped it there.
+                let failure = SetupFailure::AttemptLost("canceled on the agent".to_owned());
+                self.give_back(turn, attempt, AttemptEnd::SetupFailed(failure));
+                Self::tell(turn, session, Order::Settled { attempt });
+            }
+        }
+    }
+
+    /// Ends a live attempt through no fault of the build, which is tried again by the rules of
+    /// [`retry`].
+    fn give_back(&mut self, turn: &mut Turn<'_>, attempt: AttemptId, end: AttemptEnd) {
+        let ix = self.holder(attempt).expect("only live attempts are given back");
+        let agent = self.builds[ix].state.lease().map(|lease| lease.agent.clone());
+        if let AttemptEnd::SetupFailed(SetupFailure::MissingInputs(paths)) = &end {
+            for path in paths {
+                if self.graph.miss(path.hash()) {
+                    let (path, at) = (path.hash(), turn.now.wall);
+                    turn.out.changes.push(Change::Missing { path, at });
+                }
+            }
+        }
+        // What it waits for now ends the pause as well. Nothing else does: an agent may miss a path
+        // that is held, or one that no input makes, and would be asked again at once, for ever.
+        let waits_for_input = !self.graph.node(self.builds[ix].node).is_ready();
+        let build = &mut self.builds[ix];
+        build.infrastructure_ends = build.infrastructure_ends.saturating_add(1);
+        build.avoid = agent;
+        let until = if waits_for_input {
+            None
+        } else {
+            retry::next_try(&end, build.infrastructure_ends, turn.now.wall)
+        };
+        self.end_attempt(turn, attempt, end);
+        self.apply(turn, ix, BuildEvent::GivenBack { attempt, until });
+    }
+
+    /// Tells whether an agent holds an attempt, and what its outputs must be. An offer that came
+    /// before the report that the attempt is finished is answered with that report.
+    pub(super) fn offer(
+        &mut self,
+        turn: &mut Turn<'_>,
+        token: Token,
+        agent: &Name,
+        attempt: AttemptId,
+    ) {
+        let own = |lease: &Lease| lease.agent == *agent;
+        let holder = self.holder(attempt);
+        match holder.map(|ix| (ix, &self.builds[ix].state)) {
+            Some((ix, BuildState::Receiving(lease))) if own(lease) => {
+                self.welcome_offer(turn, token, ix);
+            }
+            Some((_, BuildState::Allocated(lease) | BuildState::Building(lease))) if own(lease) => {
+                if let Some(earlier) = self.early_offers.insert(attempt, token) {
+                    let answer = Answer::Offer { derivation: None };
+                    turn.out.effects.push(Effect::Reply { token: earlier, answer });
+                }
+            }
+            Some(_) | None => {
+                self.stale_messages += 1;
+                let answer = Answer::Offer { derivation: None };
+                turn.out.effects.push(Effect::Reply { token, answer });
+            }
+        }
+    }
+
+    fn welcome_offer(&self, turn: &mut Turn<'_>, token: Token, ix: Ix<Build>) {
+        let derivation = Some(self.graph.node(self.builds[ix].node).path.clone());
+        turn.out.effects.push(Effect::Reply { token, answer: Answer::Offer { derivation } });
+    }
+
+    /// Returns the build whose outputs this agent is sending under this attempt.
+    fn receiving(&mut self, agent: &Name, attempt: AttemptId) -> Option<Ix<Build>> {
+        let ix = self.holder(attempt).filter(|ix| match &self.builds[*ix].state {
+            BuildState::Receiving(lease) => lease.agent == *agent,
+            BuildState::Deferred { .. }
+            | BuildState::Queued
+            | BuildState::Allocated(_)
+            | BuildState::Building(_)
+            | BuildState::Succeeded { .. }
+            | BuildState::Failed { .. }
+            | BuildState::Canceled => false,
+        });
+        if ix.is_none() {
+            self.stale_messages += 1;
+        }
+        ix
+    }
+
+    /// All outputs of an attempt are in, or were refused.
+    pub(super) fn deliver(
+        &mut self,
+        turn: &mut Turn<'_>,
+        token: Token,
+        agent: &Name,
+        attempt: AttemptId,
+        delivery: Delivery,
+    ) {
+        let Some(ix) = self.receiving(agent, attempt) else {
+            let answer = Answer::Delivered { accepted: false };
+            turn.out.effects.push(Effect::Reply { token, answer });
+            return;
+        };
+        match delivery {
+            Delivery::Rejected(reason) => {
+                self.give_back(turn, attempt, AttemptEnd::Rejected(reason));
+            }
+            Delivery::Verified { outputs, nars, verdict } => {
+                let paths: Vec<_> = nars
+                    .iter()
+                    .filter(|nar| nar.origin != NarOrigin::Trusted)
+                    .map(|nar| nar.info.path.clone())
+                    .collect();
+                // Only what the depot took: outputs that were held are known to be, and those that
+                // it did not take are not.
+                let held: Vec<_> = nars.iter().map(|nar| nar.info.path.hash()).collect();
+                turn.out.changes.extend(nars.into_iter().map(Change::Nar));
+                turn.out.changes.push(Change::Outputs { attempt, outputs, verdict });
+                self.end_attempt(turn, attempt, AttemptEnd::Succeeded);
+                for path in held {
+                    self.graph.hold(path);
+                }
+                self.finish(turn, ix, BuildEvent::Committed(attempt));
+                if !paths.is_empty() {
+                    turn.out.effects.push(Effect::Publish { paths });
+                }
+            }
+        }
+        // This answer settles the attempt on the agent, too: an order on the control channel could
+        // overtake it.
+        let answer = Answer::Delivered { accepted: true };
+        turn.out.effects.push(Effect::Reply { token, answer });
+    }
+}

@@ -1,0 +1,200 @@
+//! Questions about open state. They change nothing and are answered between steps.
+
+use super::{Build, Engine};
+use crate::core::{
+    agent::{Abilities, Agent, AgentState},
+    arena::Ix,
+    build::ShownState,
+    id::{AttemptId, BuildId, Name},
+    plan::{Explanation, explain},
+    store_path::StorePath,
+    time::Timestamp,
+};
+use std::collections::BTreeMap;
+
+/// A question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// How these builds are shown; those that are not open are left out of the answer.
+    Shown(Vec<BuildId>),
+    /// The open builds in a shown state, at most so many.
+    InState(ShownState, usize),
+    /// Why a build is not built yet.
+    Why(BuildId),
+    /// How many of everything.
+    Counts,
+    /// All agents that were ever seen.
+    Agents,
+    /// Who holds an attempt, and of which derivation it is.
+    Attempt(AttemptId),
+    /// The attempt and agent of open builds.
+    Holders(Vec<BuildId>),
+    /// What does not agree in memory.
+    Check,
+    /// All open state in comparable form.
+    Snapshot,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Told {
+    /// To [`Ask::Shown`] and [`Ask::InState`].
+    Shown(BTreeMap<BuildId, ShownState>),
+    /// To [`Ask::Why`]; absent when the build is not open.
+    Why(Option<Box<Explanation>>),
+    /// To [`Ask::Counts`].
+    Counts(Counts),
+    /// To [`Ask::Agents`].
+    Agents(Vec<AgentView>),
+    /// To [`Ask::Attempt`]; absent when it is not alive.
+    Attempt(Option<(Name, StorePath)>),
+    /// To [`Ask::Holders`].
+    Holders(BTreeMap<BuildId, (AttemptId, Name)>),
+    /// To [`Ask::Check`].
+    Check(Vec<String>),
+    /// To [`Ask::Snapshot`].
+    Snapshot(super::Snapshot),
+}
+
+/// How many of everything.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Open builds by shown state.
+    pub builds: BTreeMap<ShownState, usize>,
+    /// Agents with a session.
+    pub agents_connected: usize,
+    /// Agents ever seen.
+    pub agents_known: usize,
+    /// Slots of connected agents.
+    pub slots: usize,
+    /// Slots of connected agents that nothing uses.
+    pub slots_free: usize,
+    /// Ready builds that no agent ever seen can take.
+    pub unplaceable: usize,
+    /// Messages of attempts that no longer held their lease.
+    pub stale_messages: u64,
+}
+
+/// An agent as commands show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentView {
+    /// Its name.
+    pub name: Name,
+    /// Whether it has a session.
+    pub connected: bool,
+    /// What it can build.
+    pub abilities: Abilities,
+    /// Builds that take a slot.
+    pub running: Vec<BuildId>,
+    /// Builds whose outputs it is sending.
+    pub sending: Vec<BuildId>,
+    /// When its last session began or ended.
+    pub last_seen: Timestamp,
+}
+
+impl Engine {
+    /// Answers a question.
+    #[must_use]
+    pub fn ask(&self, question: &Ask) -> Told {
+        match question {
+            Ask::Shown(builds) => Told::Shown(
+                builds
+                    .iter()
+                    .filter_map(|id| self.by_id.get(id).map(|ix| (*id, self.shown(*ix))))
+                    .collect(),
+            ),
+            Ask::InState(state, limit) => Told::Shown(
+                self.by_id
+                    .iter()
+                    .filter(|(_, ix)| self.shown(**ix) == *state)
+                    .map(|(id, _)| (*id, *state))
+                    .take(*limit)
+                    .collect(),
+            ),
+            Ask::Why(build) => {
+                let open = self.by_id.get(build);
+                Told::Why(open.map(|ix| Box::new(explain(self, *ix))))
+            }
+            Ask::Counts => Told::Counts(self.counts()),
+            Ask::Agents => Told::Agents(self.agents.values().map(|a| self.view(a)).collect()),
+            Ask::Attempt(attempt) => Told::Attempt(self.holder(*attempt).and_then(|ix| {
+                let build = &self.builds[ix];
+                let lease = build.state.lease()?;
+                Some((lease.agent.clone(), self.graph.node(build.node).path.clone()))
+            })),
+            Ask::Holders(builds) => Told::Holders(
+                builds
+                    .iter()
+                    .filter_map(|id| {
+                        let lease = self.builds[*self.by_id.get(id)?].state.lease()?;
+                        Some((*id, (lease.attempt, lease.agent.clone())))
+                    })
+                    .collect(),
+            ),
+            Ask::Check => Told::Check(self.check()),
+            Ask::Snapshot => Told::Snapshot(self.snapshot()),
+        }
+    }
+
+    fn counts(&self) -> Counts {
+        let mut counts = Counts { stale_messages: self.stale_messages, ..Counts::default() };
+        for (ix, _) in self.builds.iter() {
+            *counts.builds.entry(self.shown(ix)).or_default() += 1;
+        }
+        for agent in self.agents.values() {
+            counts.agents_known += 1;
+            if let AgentState::Connected { .. } = agent.state {
+                counts.agents_connected += 1;
+                counts.slots += agent.abilities.slots as usize;
+                counts.slots_free += agent.free_slots();
+            }
+        }
+        for (class, _) in self.queue.classes() {
+            if !self.agents.values().any(|agent| agent.classes.contains(&class)) {
+                counts.unplaceable += self.queue.ready(class).len();
+            }
+        }
+        counts
+    }
+
+    fn view(&self, agent: &Agent) -> AgentView {
+        let id = |ix: &Ix<Build>| self.builds[*ix].id;
+        AgentView {
+            name: agent.name.clone(),
+            connected: agent.session().is_some(),
+            abilities: agent.abilities.clone(),
+            running: agent.running.iter().map(id).collect(),
+            sending: agent.sending.iter().map(id).collect(),
+            last_seen: agent.last_seen,
+        }
+    }
+
+    /// Returns an open build.
+    #[must_use]
+    pub fn build(&self, ix: Ix<Build>) -> &Build {
+        &self.builds[ix]
+    }
+
+    /// Returns the derivations that open builds concern.
+    #[must_use]
+    pub const fn graph(&self) -> &crate::core::graph::Graph {
+        &self.graph
+    }
+
+    /// Returns the ready sets.
+    #[must_use]
+    pub const fn queue(&self) -> &crate::core::plan::Queue {
+        &self.queue
+    }
+
+    /// Returns all agents ever seen.
+    pub fn agents(&self) -> impl Iterator<Item = &Agent> {
+        self.agents.values()
+    }
+
+    /// Returns how an open build is shown.
+    #[must_use]
+    pub fn shown_state(&self, ix: Ix<Build>) -> ShownState {
+        self.shown(ix)
+    }
+}

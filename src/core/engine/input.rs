@@ -1,0 +1,278 @@
+//! What goes into a step and what comes out besides changes.
+
+use crate::core::{
+    agent::{Abilities, SessionId},
+    build::ShownState,
+    change::{Change, Limits, NarRecord, OutputRecord, Verdict},
+    graph::Facts,
+    id::{AttemptId, BuildId, InstanceId, Name},
+    outcome::Outcome,
+    store_path::{PathHash, StorePath},
+};
+use std::sync::Arc;
+
+/// Names a request, so that its answer finds the one who asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// What a step takes in.
+#[derive(Debug)]
+pub enum Input {
+    /// Somebody asks for builds. Answered by [`Answer::Submitted`].
+    Submit {
+        /// Whom to answer.
+        token: Token,
+        /// What is asked for.
+        submission: Box<Submission>,
+    },
+    /// Somebody wants builds no more. Answered by [`Answer::Canceled`].
+    Cancel {
+        /// Whom to answer.
+        token: Token,
+        /// Which builds.
+        builds: Vec<BuildId>,
+        /// Whose builds the asker may cancel.
+        by: Authority,
+    },
+    /// Facts that were verified elsewhere: derivations, nars, publications, audit lines. Answered
+    /// by [`Answer::Recorded`] once they are durable.
+    Record {
+        /// Whom to answer; nobody waits for some facts.
+        token: Option<Token>,
+        /// The facts.
+        changes: Vec<Change>,
+    },
+    /// An agent opened a control session. Answered by [`Order::Welcome`] or [`Order::Refuse`].
+    Join {
+        /// The session.
+        session: SessionId,
+        /// The agent, as its key says.
+        name: Name,
+        /// Which installation it is.
+        instance: InstanceId,
+        /// What it can build.
+        abilities: Abilities,
+        /// The attempts it still has.
+        held: Vec<AttemptId>,
+    },
+    /// A control session ended.
+    Leave {
+        /// The session.
+        session: SessionId,
+    },
+    /// The builder of an attempt runs.
+    Started {
+        /// The session it was said on.
+        session: SessionId,
+        /// Which attempt.
+        attempt: AttemptId,
+    },
+    /// An attempt is over on the agent.
+    Finished {
+        /// The session it was said on.
+        session: SessionId,
+        /// Which attempt.
+        attempt: AttemptId,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// An agent wants to send the outputs of an attempt. Answered by [`Answer::Offer`].
+    Offer {
+        /// Whom to answer.
+        token: Token,
+        /// Who offers.
+        agent: Name,
+        /// Which attempt.
+        attempt: AttemptId,
+    },
+    /// The outputs of an attempt were received. Answered by [`Answer::Delivered`].
+    Deliver {
+        /// Whom to answer.
+        token: Token,
+        /// Who sent them.
+        agent: Name,
+        /// Which attempt.
+        attempt: AttemptId,
+        /// What verification says.
+        delivery: Delivery,
+    },
+}
+
+/// A request for builds.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// Who asks.
+    pub submitter: Name,
+    /// The derivations asked for, in the order of the answer.
+    pub roots: Vec<Root>,
+    /// What is known of the roots and their inputs; of the whole closure that is not yet available
+    /// when builds for inputs are wanted.
+    pub facts: Vec<Facts>,
+    /// Whether builds are made for inputs that nobody has built or is building.
+    pub inputs: Inputs,
+    /// The priority of each build.
+    pub priority: i32,
+    /// The limits of each build.
+    pub limits: Limits,
+    /// The tags of each build.
+    pub tags: Vec<(String, String)>,
+    /// The submitter's own name for this request; the same one again gives the same builds.
+    pub key: Option<String>,
+}
+
+/// One derivation of a submission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    /// The derivation.
+    pub derivation: PathHash,
+    /// The build that an earlier request with the same key made.
+    pub existing: Option<BuildId>,
+}
+
+/// Whether a submission makes builds for inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inputs {
+    /// It does.
+    Build,
+    /// It does not.
+    Leave,
+}
+
+/// Whose builds a principal may change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Authority {
+    /// Those it submitted.
+    Own(Name),
+    /// All.
+    All,
+}
+
+/// What verification says of an attempt's outputs.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Delivery {
+    /// They are what they should be.
+    Verified {
+        /// What the attempt made.
+        outputs: Vec<OutputRecord>,
+        /// The nars that are new to the depot.
+        nars: Vec<Arc<NarRecord>>,
+        /// Whether they agree with what was held.
+        verdict: Verdict,
+    },
+    /// They are wrong, for this reason.
+    Rejected(String),
+}
+
+/// What is to be done once the changes are durable.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Say something to an agent.
+    Tell {
+        /// On which session.
+        session: SessionId,
+        /// What.
+        order: Order,
+    },
+    /// Answer a request.
+    Reply {
+        /// Whose.
+        token: Token,
+        /// The answer.
+        answer: Answer,
+    },
+    /// Tell those who wait that a build came to where a wait ends.
+    Rested {
+        /// Which build.
+        build: BuildId,
+        /// Where it is.
+        state: ShownState,
+    },
+    /// The attempt will log no more.
+    SealLog {
+        /// Which attempt.
+        attempt: AttemptId,
+    },
+    /// These nars are durable and may be published.
+    Publish {
+        /// Which paths.
+        paths: Vec<StorePath>,
+    },
+}
+
+/// What an agent is told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Order {
+    /// It may work.
+    Welcome {
+        /// The held attempts to go on with.
+        keep: Vec<AttemptId>,
+        /// The held attempts to forget.
+        drop: Vec<AttemptId>,
+    },
+    /// It may not work.
+    Refuse {
+        /// Why.
+        reason: String,
+    },
+    /// Its session is over: it opened another one.
+    Replaced,
+    /// Build something.
+    Allocate {
+        /// The fence.
+        attempt: AttemptId,
+        /// The build.
+        build: BuildId,
+        /// The derivation.
+        derivation: StorePath,
+        /// How long it may take.
+        limits: Limits,
+    },
+    /// Stop an attempt and forget it.
+    Cancel {
+        /// Which one.
+        attempt: AttemptId,
+    },
+    /// The end of an attempt is durable.
+    Settled {
+        /// Which one.
+        attempt: AttemptId,
+    },
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// The builds, one per root in the order of the request.
+    Submitted {
+        /// Their ids.
+        builds: Vec<BuildId>,
+        /// How many more were made for inputs.
+        implied: usize,
+    },
+    /// What became of each build that was to be canceled.
+    Canceled(Vec<(BuildId, Canceled)>),
+    /// The facts are durable.
+    Recorded,
+    /// Whether the outputs are wanted.
+    Offer {
+        /// The derivation whose outputs they must be; absent when the attempt is not this agent's
+        /// any more.
+        derivation: Option<StorePath>,
+    },
+    /// Whether the outputs are committed.
+    Delivered {
+        /// `false` when the attempt is not this agent's any more.
+        accepted: bool,
+    },
+}
+
+/// What became of a build that was to be canceled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Canceled {
+    /// It is canceled.
+    Done,
+    /// There is no such open build.
+    NotOpen,
+    /// It is somebody else's.
+    NotYours,
+}

@@ -1,0 +1,209 @@
+//! Keeps the ready sets in step with the graph, and gives builds to agents.
+
+use super::{Build, Effect, Engine, Order, Turn};
+use crate::core::{
+    agent::Agent,
+    arena::Ix,
+    build::{BuildEvent, BuildState, Lease, ShownState},
+    change::Change,
+    graph::{Node, Standing},
+    id::{AttemptId, Name},
+    plan::{ClassIx, Rank, Strategy},
+};
+
+/// How many ready builds of a class are looked at to find one that need not avoid the agent.
+const AVOIDING_LOOKED_AT_MAX: usize = 1_000;
+
+impl Engine {
+    /// Brings the ready sets up to date with what the graph says has changed.
+    pub(super) fn refresh_ready(&mut self, turn: &mut Turn<'_>) {
+        for node in self.graph.take_touched() {
+            for ix in self.graph.node(node).builds.clone() {
+                if self.refresh_build(ix) {
+                    let (build, state) = (self.builds[ix].id, ShownState::Blocked);
+                    turn.out.effects.push(Effect::Rested { build, state });
+                }
+            }
+        }
+    }
+
+    /// Puts a build where it belongs. Returns whether it is blocked and was not before.
+    pub(super) fn refresh_build(&mut self, ix: Ix<Build>) -> bool {
+        self.unqueue(ix);
+        self.enqueue_if_ready(ix);
+        let blocked = self.shown(ix) == ShownState::Blocked;
+        let told = std::mem::replace(&mut self.builds[ix].told_blocked, blocked);
+        blocked && !told
+    }
+
+    /// Takes a build out of its ready set, if it is in one.
+    pub(super) fn unqueue(&mut self, ix: Ix<Build>) {
+        if let Some(rank) = self.builds[ix].queued_as.take() {
+            let class = self.graph.node(self.builds[ix].node).class;
+            self.queue.remove(class, rank, ix);
+        }
+    }
+
+    /// Puts a build into its ready set, if it may start.
+    fn enqueue_if_ready(&mut self, ix: Ix<Build>) {
+        let node = self.graph.node(self.builds[ix].node);
+        if self.builds[ix].state == BuildState::Queued && node.is_ready() {
+            let (class, rank) = (node.class, self.rank(ix));
+            self.queue.insert(class, rank, ix);
+            self.builds[ix].queued_as = Some(rank);
+        }
+    }
+
+    /// Returns the rank a build has now.
+    pub(super) fn rank(&self, ix: Ix<Build>) -> Rank {
+        let build = &self.builds[ix];
+        let node = self.graph.node(build.node);
+        let priority = build.priority.max(node.priority);
+        Rank::of(build.submitted, priority, self.settings.priority_step, node.height, build.id)
+    }
+
+    /// Returns the state of an open build as it is shown.
+    pub(super) fn shown(&self, ix: Ix<Build>) -> ShownState {
+        let build = &self.builds[ix];
+        let node = self.graph.node(build.node);
+        match build.state {
+            BuildState::Deferred { .. } => ShownState::Deferred,
+            BuildState::Queued if node.obstructed > 0 => ShownState::Blocked,
+            BuildState::Queued if node.waiting > 0 => ShownState::Waiting,
+            BuildState::Queued => ShownState::Ready,
+            BuildState::Allocated(_) => ShownState::Allocated,
+            BuildState::Building(_) => ShownState::Building,
+            BuildState::Receiving(_) => ShownState::Receiving,
+            BuildState::Succeeded { .. } => ShownState::Succeeded,
+            BuildState::Failed { .. } => ShownState::Failed,
+            BuildState::Canceled => ShownState::Canceled,
+        }
+    }
+
+    /// Gives ready builds to agents with free slots, one to each in turn, until nobody can take
+    /// one more.
+    pub(super) fn allocate(&mut self, turn: &mut Turn<'_>) {
+        if self.queue.is_empty() {
+            return;
+        }
+        let mut free: Vec<(usize, Name)> = self
+            .agents
+            .values()
+            .filter(|agent| agent.free_slots() > 0)
+            .map(|agent| (agent.running.len(), agent.name.clone()))
+            .collect();
+        // The least busy first, so that a few builds spread over the farm.
+        free.sort();
+        let mut free: Vec<Name> = free.into_iter().map(|(_, name)| name).collect();
+        while !free.is_empty() {
+            free.retain(|name| match self.next_for(&self.agents[name]) {
+                Some(ix) => {
+                    self.give(turn, ix, name);
+                    self.agents[name].free_slots() > 0
+                }
+                None => false,
+            });
+        }
+    }
+
+    /// Returns the ready build that is first in rank among those an agent can take.
+    pub(super) fn next_for(&self, agent: &Agent) -> Option<Ix<Build>> {
+        let first = |class: &ClassIx| {
+            self.queue
+                .ready(*class)
+                .iter()
+                .take(AVOIDING_LOOKED_AT_MAX)
+                .find(|(_, ix)| !self.avoids(*ix, agent, *class))
+        };
+        agent.classes.iter().filter_map(first).min().map(|(_, ix)| *ix)
+    }
+
+    /// Tells whether a build should rather go to another agent, one that is connected and can
+    /// take it.
+    fn avoids(&self, ix: Ix<Build>, agent: &Agent, class: ClassIx) -> bool {
+        self.builds[ix].avoid.as_ref() == Some(&agent.name)
+            && self.agents.values().any(|other| {
+                other.name != agent.name
+                    && other.session().is_some()
+                    && other.abilities.slots > 0
+                    && other.classes.contains(&class)
+            })
+    }
+
+    fn give(&mut self, turn: &mut Turn<'_>, ix: Ix<Build>, name: &Name) {
+        let attempt = AttemptId::at(turn.now.wall, turn.ids.random());
+        let session =
+            self.agents.get(name).and_then(Agent::session).expect("only connected agents are free");
+        let (build, limits) = (self.builds[ix].id, self.builds[ix].limits);
+        let derivation = self.graph.node(self.builds[ix].node).path.clone();
+        turn.out.changes.push(Change::Attempt {
+            attempt,
+            build,
+            agent: name.clone(),
+            at: turn.now.wall,
+        });
+        self.apply(turn, ix, BuildEvent::Allocated(Lease { attempt, agent: name.clone() }));
+        let order = Order::Allocate { attempt, build, derivation, limits };
+        turn.out.effects.push(Effect::Tell { session, order });
+    }
+
+    /// Compares every index with what it is derived from and returns what does not agree.
+    #[must_use]
+    pub fn check(&self) -> Vec<String> {
+        let mut findings = self.graph.check();
+        let mut queued = 0;
+        for (ix, build) in self.builds.iter() {
+            let id = build.id;
+            let node = self.graph.node(build.node);
+            let ready = build.state == BuildState::Queued && node.is_ready();
+            let expected = ready.then(|| self.rank(ix));
+            if build.queued_as != expected {
+                findings.push(format!("build {id}: its place in the ready set is out of date"));
+            }
+            if let Some(rank) = build.queued_as {
+                queued += 1;
+                if !self.queue.ready(node.class).contains(&(rank, ix)) {
+                    findings.push(format!("build {id}: ready but in no ready set"));
+                }
+            }
+            if !node.builds.contains(&ix) {
+                findings.push(format!("build {id}: its derivation does not know it"));
+            }
+            if build.state.is_final() {
+                findings.push(format!("build {id}: {} but still open", build.state.word()));
+            }
+            findings.extend(self.check_lease(ix, build));
+        }
+        if queued != self.queue.len() {
+            findings.push(format!("ready sets hold {}, should be {queued}", self.queue.len()));
+        }
+        if self.by_attempt.len()
+            != self.agents.values().map(|a| a.running.len() + a.sending.len()).sum::<usize>()
+        {
+            findings.push("the agents' lists and the live attempts differ in number".to_owned());
+        }
+        for agent in self.agents.values() {
+            if agent.free_slots() > 0 && self.next_for(agent).is_some() {
+                findings
+                    .push(format!("agent {}: has a free slot and could take a build", agent.name));
+            }
+        }
+        findings
+    }
+
+    fn check_lease(&self, ix: Ix<Build>, build: &Build) -> Option<String> {
+        let id = build.id;
+        if let Some(lease) = build.state.lease() {
+            let agent = self.agents.get(&lease.agent);
+            let listed = agent.is_some_and(|a| a.running.contains(&ix) || a.sending.contains(&ix));
+            return (!listed || self.holder(lease.attempt) != Some(ix))
+                .then(|| format!("build {id}: its lease is not indexed"));
+        }
+        let node = self.graph.node(build.node);
+        let ordered = self.settings.strategy == Strategy::DerivationOrdered;
+        let is_unavailable =
+            |input: &Ix<Node>| self.graph.node(*input).standing != Standing::Available;
+        (ordered && build.queued_as.is_some() && node.inputs.iter().any(is_unavailable))
+            .then(|| format!("build {id}: ready without all of its inputs"))
+    }
+}

@@ -1,0 +1,295 @@
+//! Builds come and go: submissions, cancellations, and facts that others verified.
+
+use super::{
+    Answer, Authority, Build, Canceled, Effect, Engine, Inputs, Root, Submission, Token, Turn,
+    order::dependents_first,
+};
+use crate::core::{
+    agent::{Agent, SessionId},
+    arena::Ix,
+    attempt::AttemptState,
+    build::{BuildEvent, BuildState, ShownState},
+    change::{BuildRecord, Change, NarOrigin, Origin},
+    engine::Order,
+    graph::{EndResult, Facts, Held, LastEnd, Node, Standing},
+    id::{AttemptId, BuildId},
+    outcome::AttemptEnd,
+    plan::Novelty,
+    store_path::PathHash,
+};
+use std::collections::BTreeMap;
+
+impl Engine {
+    /// Makes the builds of a submission, and those for its inputs where asked.
+    pub(super) fn submit(&mut self, turn: &mut Turn<'_>, token: Token, submission: &Submission) {
+        let facts: BTreeMap<PathHash, &Facts> =
+            submission.facts.iter().map(|facts| (facts.path.hash(), facts)).collect();
+        // How often each derivation is to be built because it was named.
+        let mut named: BTreeMap<PathHash, usize> = BTreeMap::new();
+        for root in submission.roots.iter().filter(|root| root.existing.is_none()) {
+            let times = named.entry(root.derivation).or_default();
+            // Named twice under one key is one request.
+            *times = if submission.key.is_some() { 1 } else { *times + 1 };
+        }
+        let mut asked: BTreeMap<PathHash, Vec<BuildId>> = BTreeMap::new();
+        let mut implied = 0;
+        for path in self.closure(&named, submission.inputs, &facts) {
+            for _ in 0..named.get(&path).copied().unwrap_or(0) {
+                let ix = self.meet(path, &facts);
+                let build = self.add_build(turn, ix, Origin::Asked, submission, &facts);
+                asked.entry(path).or_default().push(build);
+            }
+            if submission.inputs == Inputs::Build {
+                implied += self.add_implied(turn, path, submission, &facts);
+            }
+        }
+        let mut handed_out: BTreeMap<PathHash, usize> = BTreeMap::new();
+        let build_of = |root: &Root| {
+            root.existing.unwrap_or_else(|| {
+                let made = &asked[&root.derivation];
+                let place = handed_out.entry(root.derivation).or_default();
+                *place += 1;
+                made[(*place - 1).min(made.len() - 1)]
+            })
+        };
+        let builds = submission.roots.iter().map(build_of).collect();
+        let answer = Answer::Submitted { builds, implied };
+        turn.out.effects.push(Effect::Reply { token, answer });
+    }
+
+    /// Returns what is named, and with builds for inputs all that these need and that is not
+    /// available, dependents first.
+    fn closure(
+        &self,
+        named: &BTreeMap<PathHash, usize>,
+        inputs: Inputs,
+        facts: &BTreeMap<PathHash, &Facts>,
+    ) -> Vec<PathHash> {
+        let is_available = |path: PathHash, facts: &Facts| match self.graph.find(path) {
+            Some(ix) => self.graph.node(ix).standing == Standing::Available,
+            None => facts.outputs.iter().all(|(_, held)| *held == Held::Yes),
+        };
+        dependents_first(named.keys().copied(), |path| match facts.get(&path) {
+            Some(facts) if named.contains_key(&path) => &facts.inputs,
+            Some(facts) if inputs == Inputs::Build && !is_available(path, facts) => &facts.inputs,
+            Some(_) | None => &[],
+        })
+    }
+
+    /// Makes a build for an input that is neither available nor being built. Returns how many.
+    fn add_implied(
+        &mut self,
+        turn: &mut Turn<'_>,
+        input: PathHash,
+        submission: &Submission,
+        facts: &BTreeMap<PathHash, &Facts>,
+    ) -> usize {
+        let ix = self.meet(input, facts);
+        match self.graph.node(ix).standing {
+            Standing::Available | Standing::Pending | Standing::Blocked => 0,
+            Standing::Failed | Standing::Missing | Standing::Absent => {
+                self.add_build(turn, ix, Origin::Implied, submission, facts);
+                1
+            }
+        }
+    }
+
+    /// Returns the node of a derivation.
+    ///
+    /// # Panics
+    /// When the submission came without the facts of it: whoever prepares submissions reads them
+    /// from the database together.
+    fn meet(&mut self, path: PathHash, facts: &BTreeMap<PathHash, &Facts>) -> Ix<Node> {
+        if let Some(ix) = self.graph.find(path) {
+            return ix;
+        }
+        self.meet_new(facts.get(&path).expect("a submission brings the facts of its derivations"))
+    }
+
+    /// Puts a derivation in.
+    pub(super) fn meet_new(&mut self, facts: &Facts) -> Ix<Node> {
+        let (class, novelty) = self.queue.intern(&facts.class);
+        if novelty == Novelty::New {
+            for agent in self.agents.values_mut() {
+                if facts.class.obstacle(&agent.abilities).is_none() {
+                    agent.classes.push(class);
+                }
+            }
+        }
+        self.graph.meet(facts, class)
+    }
+
+    fn add_build(
+        &mut self,
+        turn: &mut Turn<'_>,
+        node: Ix<Node>,
+        origin: Origin,
+        submission: &Submission,
+        facts: &BTreeMap<PathHash, &Facts>,
+    ) -> BuildId {
+        let id = BuildId::at(turn.now.wall, turn.ids.random());
+        let build = Build {
+            id,
+            node,
+            state: BuildState::Queued,
+            origin,
+            submitter: submission.submitter.clone(),
+            priority: submission.priority,
+            submitted: turn.now.wall,
+            limits: submission.limits,
+            infrastructure_ends: 0,
+            avoid: None,
+            queued_as: None,
+            told_blocked: false,
+        };
+        let path = self.graph.node(node).path.hash();
+        turn.out.changes.push(Change::Build(Box::new(BuildRecord {
+            id,
+            derivation: path,
+            origin,
+            submitter: build.submitter.clone(),
+            key: submission.key.clone().filter(|_| origin == Origin::Asked),
+            priority: build.priority,
+            submitted: build.submitted,
+            limits: build.limits,
+            tags: submission.tags.clone(),
+            state: BuildState::Queued,
+        })));
+        let inputs: Vec<PathHash> = if self.graph.node(node).builds.is_empty() {
+            facts.get(&path).map(|facts| facts.inputs.clone()).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        let inputs: Vec<Ix<Node>> = inputs.iter().map(|path| self.meet(*path, facts)).collect();
+        self.add_open(build, inputs);
+        id
+    }
+
+    /// Enters an open build everywhere.
+    pub(super) fn add_open(&mut self, build: Build, inputs: Vec<Ix<Node>>) {
+        let (id, node, priority) = (build.id, build.node, build.priority);
+        let state = build.state.clone();
+        let ix = self.builds.insert(build);
+        self.by_id.insert(id, ix);
+        self.index_state(ix, &state);
+        self.graph.attach(node, ix, priority, inputs.into_iter());
+    }
+
+    /// Cancels builds, and with them those for inputs that nobody else needs.
+    pub(super) fn cancel(
+        &mut self,
+        turn: &mut Turn<'_>,
+        token: Token,
+        builds: &[BuildId],
+        by: &Authority,
+    ) {
+        let mut results = Vec::with_capacity(builds.len());
+        for id in builds {
+            let result = match self.by_id.get(id).copied() {
+                None => Canceled::NotOpen,
+                Some(ix) if !self.may_change(ix, by) => Canceled::NotYours,
+                Some(ix) => {
+                    self.cancel_open(turn, ix);
+                    Canceled::Done
+                }
+            };
+            results.push((*id, result));
+        }
+        turn.out.effects.push(Effect::Reply { token, answer: Answer::Canceled(results) });
+    }
+
+    fn may_change(&self, ix: Ix<Build>, by: &Authority) -> bool {
+        match by {
+            Authority::All => true,
+            Authority::Own(name) => self.builds[ix].submitter == *name,
+        }
+    }
+
+    fn cancel_open(&mut self, turn: &mut Turn<'_>, start: Ix<Build>) {
+        let mut pending = vec![start];
+        while let Some(ix) = pending.pop() {
+            if let Some(lease) = self.builds[ix].state.lease().cloned() {
+                self.end_attempt(turn, lease.attempt, AttemptEnd::Canceled);
+                if let Some(session) = self.agents.get(&lease.agent).and_then(Agent::session) {
+                    let order = Order::Cancel { attempt: lease.attempt };
+                    turn.out.effects.push(Effect::Tell { session, order });
+                }
+            }
+            for node in self.finish(turn, ix, BuildEvent::Canceled) {
+                let implied = |other: &Ix<Build>| self.builds[*other].origin == Origin::Implied;
+                pending.extend(self.graph.node(node).builds.iter().copied().filter(implied));
+            }
+        }
+    }
+
+    /// Moves a build to a final state and lets it leave memory. Returns inputs that nobody with an
+    /// open build needs any more but that have open builds.
+    pub(super) fn finish(
+        &mut self,
+        turn: &mut Turn<'_>,
+        ix: Ix<Build>,
+        event: BuildEvent,
+    ) -> Vec<Ix<Node>> {
+        self.apply(turn, ix, event);
+        let build = self.builds.remove(ix);
+        self.by_id.remove(&build.id);
+        let (result, state) = match build.state {
+            BuildState::Failed { .. } => (Some(EndResult::Failed), ShownState::Failed),
+            BuildState::Canceled => (None, ShownState::Canceled),
+            BuildState::Succeeded { .. } => (Some(EndResult::Succeeded), ShownState::Succeeded),
+            BuildState::Deferred { .. }
+            | BuildState::Queued
+            | BuildState::Allocated(_)
+            | BuildState::Building(_)
+            | BuildState::Receiving(_) => unreachable!("finish is called with final events only"),
+        };
+        turn.out.effects.push(Effect::Rested { build: build.id, state });
+        let end = result.map(|result| LastEnd { at: turn.now.wall, build: build.id, result });
+        self.graph.detach(build.node, ix, end)
+    }
+
+    /// Writes down that an attempt is over.
+    pub(super) fn end_attempt(&mut self, turn: &mut Turn<'_>, attempt: AttemptId, end: AttemptEnd) {
+        debug_assert!(self.by_attempt.contains_key(&attempt), "only live attempts end");
+        if let Some(token) = self.early_offers.remove(&attempt) {
+            let answer = Answer::Offer { derivation: None };
+            turn.out.effects.push(Effect::Reply { token, answer });
+        }
+        turn.out.changes.push(Change::AttemptMoved {
+            attempt,
+            to: AttemptState::Ended(end),
+            at: turn.now.wall,
+        });
+        turn.out.effects.push(Effect::SealLog { attempt });
+    }
+
+    /// Passes verified facts on to the database and notes what became available.
+    pub(super) fn record(
+        &mut self,
+        turn: &mut Turn<'_>,
+        token: Option<Token>,
+        changes: Vec<Change>,
+    ) {
+        let mut publishable = Vec::new();
+        for change in &changes {
+            if let Change::Nar(nar) = change {
+                self.graph.hold(nar.info.path.hash());
+                if nar.origin != NarOrigin::Trusted {
+                    publishable.push(nar.info.path.clone());
+                }
+            }
+        }
+        turn.out.changes.extend(changes);
+        if !publishable.is_empty() {
+            turn.out.effects.push(Effect::Publish { paths: publishable });
+        }
+        if let Some(token) = token {
+            turn.out.effects.push(Effect::Reply { token, answer: Answer::Recorded });
+        }
+    }
+
+    /// Tells an agent something on a session.
+    pub(super) fn tell(turn: &mut Turn<'_>, session: SessionId, order: Order) {
+        turn.out.effects.push(Effect::Tell { session, order });
+    }
+}

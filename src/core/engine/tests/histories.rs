@@ -1,0 +1,354 @@
+//! Random histories: whatever is submitted, canceled, built, lost, repeated and restarted, in any
+//! order, memory and disk agree after every step, and in the end everything that can be built is.
+
+use super::{
+    disk::{Disk, Model},
+    world::{SYSTEM, Wish, World, abilities, nar},
+};
+use crate::core::{
+    build::ShownState,
+    change::Change,
+    engine::{Delivery, Inputs, Snapshot},
+    graph::Standing,
+    id::{AttemptId, BuildId},
+    outcome::{BuildFailure, Outcome, SetupFailure},
+    plan::Strategy as Ordering,
+};
+use proptest::prelude::*;
+
+const DERIVATIONS_MAX: usize = 25;
+const EVENTS_MAX: usize = 60;
+/// Systems of derivations; nobody builds for the last one.
+const SYSTEMS: [&str; 3] = [SYSTEM, "aarch64-linux", "riscv64-linux"];
+/// The agents, and for how many of [`SYSTEMS`] and how many builds at a time each one is.
+const AGENTS: [(&str, &[&str], u32); 3] = [
+    ("amber", &[SYSTEM], 2),
+    ("birch", &[SYSTEM, "aarch64-linux"], 1),
+    ("cedar", &["aarch64-linux"], 3),
+];
+
+/// A derivation to make. Its inputs are among those before it.
+#[derive(Debug, Clone)]
+pub(crate) struct Plant {
+    inputs: Vec<usize>,
+    system: usize,
+    outputs: Outputs,
+}
+
+#[derive(Debug, Clone)]
+enum Outputs {
+    One,
+    Two,
+    /// One of a few fixed outputs, which others may make as well.
+    Shared(u8),
+}
+
+/// Something that happens. Numbers pick one of what there is, counted round and round.
+#[derive(Debug, Clone)]
+pub(crate) enum Event {
+    Submit { roots: Vec<usize>, inputs: bool, priority: i32, key: Option<u8> },
+    Cancel(usize),
+    Join { agent: usize, held: u8 },
+    Leave(usize),
+    Started { attempt: usize, by: Option<usize> },
+    Finished { attempt: usize, by: Option<usize>, outcome: u8 },
+    Offer { attempt: usize },
+    Deliver { attempt: usize, taken: u8 },
+    Record(usize),
+    Pass(u64),
+    WallJumps(i64),
+    Restart,
+}
+
+/// A whole history.
+#[derive(Debug, Clone)]
+pub(crate) struct History {
+    ordered: bool,
+    plants: Vec<Plant>,
+    events: Vec<Event>,
+}
+
+fn plant() -> impl Strategy<Value = (Vec<usize>, usize, Outputs)> {
+    let outputs = prop_oneof![
+        4 => Just(Outputs::One),
+        1 => Just(Outputs::Two),
+        1 => (0..2u8).prop_map(Outputs::Shared),
+    ];
+    let system = prop_oneof![6 => Just(0usize), 3 => Just(1), 1 => Just(2)];
+    (prop::collection::vec(any::<usize>(), 0..4), system, outputs)
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    // Mostly of late attempts, by whoever has them, so that histories get somewhere.
+    let attempt = || prop_oneof![4 => 0..4usize, 1 => any::<usize>()];
+    let by = || prop_oneof![9 => Just(None), 1 => (0..3usize).prop_map(Some)];
+    prop_oneof![
+        4 => (
+            prop::collection::vec(any::<usize>(), 1..3),
+            prop::bool::weighted(0.7),
+            -2..3i32,
+            prop::option::weighted(0.3, 0..2u8),
+        )
+            .prop_map(|(roots, inputs, priority, key)| Event::Submit { roots, inputs, priority, key }),
+        2 => any::<usize>().prop_map(Event::Cancel),
+        4 => (0..3usize, any::<u8>()).prop_map(|(agent, held)| Event::Join { agent, held }),
+        1 => (0..3usize).prop_map(Event::Leave),
+        4 => (attempt(), by()).prop_map(|(attempt, by)| Event::Started { attempt, by }),
+        10 => (attempt(), by(), 0..14u8)
+            .prop_map(|(attempt, by, outcome)| Event::Finished { attempt, by, outcome }),
+        3 => attempt().prop_map(|attempt| Event::Offer { attempt }),
+        10 => (attempt(), any::<u8>())
+            .prop_map(|(attempt, taken)| Event::Deliver { attempt, taken }),
+        1 => any::<usize>().prop_map(Event::Record),
+        3 => prop_oneof![Just(1u64), Just(10_000), Just(90_000), Just(1_200_000)]
+            .prop_map(Event::Pass),
+        1 => prop_oneof![Just(-3_600_000i64), Just(3_600_000)].prop_map(Event::WallJumps),
+        1 => Just(Event::Restart),
+    ]
+}
+
+pub(crate) fn history() -> impl Strategy<Value = History> {
+    let plants = prop::collection::vec(plant(), 1..=DERIVATIONS_MAX);
+    let events = prop::collection::vec(event(), 1..=EVENTS_MAX);
+    (any::<bool>(), plants, events).prop_map(|(ordered, plants, events)| {
+        let plants = plants.into_iter().enumerate().map(|(place, (inputs, system, outputs))| {
+            // Near ones, so that chains get long.
+            let near = |pick: usize| place.checked_sub(1 + pick % 5);
+            let mut inputs: Vec<usize> = inputs.into_iter().filter_map(near).collect();
+            inputs.sort_unstable();
+            inputs.dedup();
+            Plant { inputs, system, outputs }
+        });
+        History { ordered, plants: plants.collect(), events }
+    })
+}
+
+/// A history as it goes.
+struct Telling {
+    world: World,
+    derivations: Vec<String>,
+    returned: Vec<BuildId>,
+}
+
+/// Tells a history on a disk.
+pub(crate) fn tell(history: &History, disk: Box<dyn Disk>) {
+    let mut telling =
+        Telling { world: World::new(disk), derivations: Vec::new(), returned: vec![] };
+    if history.ordered {
+        telling.world.strategy(Ordering::DerivationOrdered);
+    }
+    for (place, plant) in history.plants.iter().enumerate() {
+        telling.plant(place, plant);
+    }
+    for event in &history.events {
+        telling.happens(event);
+        telling.world.forget();
+    }
+    telling.comes_to_rest();
+    for build in &telling.returned {
+        assert!(telling.world.disk.has_build(*build), "{build} was returned and is not on disk");
+    }
+}
+
+impl Telling {
+    fn plant(&mut self, place: usize, plant: &Plant) {
+        let name = format!("d{place}");
+        let outputs = match plant.outputs {
+            Outputs::One => vec![name.clone()],
+            Outputs::Two => vec![name.clone(), format!("{name}-doc")],
+            Outputs::Shared(which) => vec![format!("shared{which}")],
+        };
+        let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+        let inputs: Vec<String> = plant.inputs.iter().map(|input| format!("d{input}")).collect();
+        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+        self.world.derivation(&name, SYSTEMS[plant.system], &outputs, &inputs);
+        self.derivations.push(name);
+    }
+
+    fn pick(&self, number: usize) -> String {
+        self.derivations[number % self.derivations.len()].clone()
+    }
+
+    /// Returns an attempt that was ever given, the last one first, and who got it.
+    fn attempt(&self, number: usize) -> Option<(String, &'static str)> {
+        let given = self.world.given();
+        let (attempt, agent) = given.iter().rev().nth(number % given.len().max(1))?;
+        let agent = AGENTS.iter().find(|(name, _, _)| name == agent)?.0;
+        Some((self.world.attempt_names[attempt].clone(), agent))
+    }
+
+    fn happens(&mut self, event: &Event) {
+        match event {
+            Event::Submit { roots, inputs, priority, key } => {
+                let roots: Vec<String> = roots.iter().map(|root| self.pick(*root)).collect();
+                let roots: Vec<&str> = roots.iter().map(String::as_str).collect();
+                let wish = Wish {
+                    inputs: if *inputs { Inputs::Build } else { Inputs::Leave },
+                    priority: *priority,
+                    key: key.map(|key| key.to_string()),
+                };
+                let builds = self.world.submit_all(&roots, wish);
+                assert_eq!(builds.len(), roots.len());
+                self.returned.extend(builds);
+            }
+            Event::Cancel(number) => {
+                if !self.returned.is_empty() {
+                    let build = self.returned[number % self.returned.len()];
+                    self.world.cancel(&[build]);
+                }
+            }
+            Event::Join { agent, held } => self.join(*agent, |place| held >> (place % 8) & 1 == 0),
+            Event::Leave(agent) => self.world.leave(AGENTS[*agent].0),
+            Event::Started { attempt, by } => {
+                if let Some((attempt, agent)) = self.attempt(*attempt) {
+                    let by = by.map_or(agent, |by| AGENTS[by].0);
+                    if self.world.session_is_open(by) {
+                        self.world.started(by, &attempt);
+                    }
+                }
+            }
+            Event::Finished { attempt, by, outcome } => {
+                if let Some((attempt, agent)) = self.attempt(*attempt) {
+                    let by = by.map_or(agent, |by| AGENTS[by].0);
+                    if self.world.session_is_open(by) {
+                        let outcome = self.outcome(*outcome, &attempt);
+                        self.world.finished(by, &attempt, outcome);
+                    }
+                }
+            }
+            Event::Offer { attempt } => {
+                if let Some((attempt, agent)) = self.attempt(*attempt) {
+                    self.world.offer(agent, &attempt);
+                }
+            }
+            Event::Deliver { attempt, taken } => {
+                if let Some((attempt, agent)) = self.attempt(*attempt) {
+                    self.deliver(agent, &attempt, *taken);
+                }
+            }
+            Event::Record(number) => {
+                let drv = self.pick(*number);
+                let outputs = &self.world.drv(&drv).outputs;
+                let output = outputs[number / 7 % outputs.len()].0.clone();
+                self.world.record(vec![Change::Nar(nar(&output))]);
+            }
+            Event::Pass(ms) => self.world.pass_ms(*ms),
+            Event::WallJumps(ms) => self.world.wall_clock_jumps(*ms),
+            Event::Restart => self.world.restart(),
+        }
+    }
+
+    /// An agent comes with some of the attempts it ever had.
+    fn join(&mut self, agent: usize, has_kept: impl Fn(usize) -> bool) {
+        let (name, systems, slots) = AGENTS[agent];
+        let own = self.world.given().into_iter().filter(|(_, to)| to == name);
+        let held: Vec<AttemptId> = own
+            .map(|(attempt, _)| attempt)
+            .enumerate()
+            .filter(|(place, _)| has_kept(*place))
+            .map(|(_, attempt)| attempt)
+            .collect();
+        self.world.join_with(name, 0, abilities(systems, slots), &held);
+    }
+
+    fn outcome(&self, number: u8, attempt: &str) -> Outcome {
+        let drv = self.world.drv(attempt.split(['.', '#']).next().unwrap());
+        let missed = || {
+            let of = |input: &String| self.world.drv(input).outputs.clone();
+            let mine =
+                |name: &&String| drv.inputs.contains(&self.world.drv(name.as_str()).path.hash());
+            let inputs = self.derivations.iter().filter(mine);
+            inputs.flat_map(of).map(|(_, path)| path).take(usize::from(number % 3)).collect()
+        };
+        match number {
+            0..6 => Outcome::Built,
+            6..8 => Outcome::Failed(BuildFailure::Exit(1)),
+            8..10 => Outcome::SetupFailed(SetupFailure::MissingInputs(missed())),
+            10 => Outcome::SetupFailed(SetupFailure::DiskFull),
+            11 => Outcome::SetupFailed(SetupFailure::AttemptLost("killed".to_owned())),
+            12 => Outcome::Canceled,
+            _ => Outcome::SetupFailed(SetupFailure::MissingInputs(
+                self.world.drv(&self.derivations[0]).outputs.iter().map(|o| o.1.clone()).collect(),
+            )),
+        }
+    }
+
+    /// Outputs come and are refused, taken, or only some are, as when others were held.
+    fn deliver(&mut self, agent: &str, attempt: &str, taken: u8) {
+        if taken < 32 {
+            let refused = Delivery::Rejected("wrong hash".to_owned());
+            return self.world.deliver_as(agent, attempt, refused);
+        }
+        let drv = self.world.drv(attempt.split(['.', '#']).next().unwrap());
+        let outs: Vec<String> = drv.outputs.iter().map(|(out, _)| out.clone()).collect();
+        let is_taken = |place: &usize| taken >= 64 || taken >> place & 1 == 1;
+        let nars = outs.iter().enumerate().filter(|(place, _)| is_taken(place));
+        let nars = nars.map(|(_, out)| nar(out)).collect();
+        self.world.deliver_as(agent, attempt, World::verified(&outs, nars));
+    }
+
+    /// From here on everybody is well: agents come, keep what they have, and build all of it.
+    fn comes_to_rest(&mut self) {
+        for agent in 0..AGENTS.len() {
+            self.join(agent, |_| true);
+        }
+        let bound = 20 * (self.world.engine.snapshot().builds.len() + 1);
+        for _ in 0..bound {
+            let leased = self.leased();
+            for (attempt, agent) in &leased {
+                self.world.finished(agent, attempt, Outcome::Built);
+                self.world.deliver(agent, attempt);
+            }
+            if leased.is_empty() {
+                match self.world.engine.wakes_in_ms(self.world.now) {
+                    Some(ms) => self.world.pass_ms(ms),
+                    None => break,
+                }
+            }
+        }
+        let snapshot = self.world.engine.snapshot();
+        for (id, build) in &snapshot.builds {
+            assert!(
+                self.may_rest(&snapshot, *id),
+                "{} stays {}",
+                self.world.build_names[id],
+                build.shown
+            );
+        }
+    }
+
+    fn leased(&self) -> Vec<(String, String)> {
+        let snapshot = self.world.engine.snapshot();
+        let leases = snapshot.builds.values().filter_map(|build| build.state.lease());
+        let named = leases.map(|lease| {
+            (self.world.attempt_names[&lease.attempt].clone(), lease.agent.to_string())
+        });
+        named.collect()
+    }
+
+    /// Tells whether nothing more can happen to a build by itself.
+    fn may_rest(&self, snapshot: &Snapshot, id: BuildId) -> bool {
+        let drv = self.world.drv(self.world.build_names[&id].split('#').next().unwrap());
+        match snapshot.builds[&id].shown {
+            ShownState::Blocked => true,
+            ShownState::Ready => drv.class.system.as_deref() == Some(SYSTEMS[2]),
+            // Then the input itself is nobody's business, or cannot go on either.
+            ShownState::Waiting => drv.inputs.iter().any(|input| {
+                let graph = self.world.engine.graph();
+                let node = graph.node(graph.find(*input).unwrap());
+                let mut builds = node.builds.iter().map(|ix| self.world.engine.build(*ix).id);
+                node.standing != Standing::Available && builds.all(|id| self.may_rest(snapshot, id))
+            }),
+            _ => false,
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_history_keeps_memory_and_disk_equal_and_comes_to_rest(history in history()) {
+        tell(&history, Box::<Model>::default());
+    }
+}

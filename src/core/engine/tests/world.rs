@@ -1,0 +1,592 @@
+//! A small world around the engine: a clock, ids, agents and a disk, spoken of by name.
+//!
+//! After every step it compares every index with what it is derived from, and memory with what a
+//! restart would find on the disk.
+
+use super::disk::Disk;
+use crate::core::{
+    agent::{Abilities, SessionId},
+    attempt::AttemptState,
+    build::ShownState,
+    change::{Change, DerivationRecord, Limits, NarOrigin, NarRecord, OutputRecord, Verdict},
+    engine::{
+        Answer, Ask, Authority, Delivery, Effect, Engine, IdSource, Input, Inputs, Order, Settings,
+        Submission, Token, Told,
+    },
+    hash::Sha256,
+    id::{AttemptId, BuildId, InstanceId, Name},
+    outcome::{BuildFailure, Outcome, SetupFailure},
+    path_info::PathInfo,
+    plan::{Class, Strategy},
+    store_path::{PathHash, StoreDir, StorePath},
+    time::{Monotonic, Now, Timestamp},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// The system that derivations and agents have unless the story says otherwise.
+pub(crate) const SYSTEM: &str = "x86_64-linux";
+const START_MS: i64 = 1_700_000_000_000;
+
+/// Ids that count up.
+#[derive(Default)]
+struct Counting(u64);
+
+impl IdSource for Counting {
+    fn random(&mut self) -> [u8; 10] {
+        self.0 += 1;
+        let mut bytes = [0; 10];
+        bytes[2..].copy_from_slice(&self.0.to_be_bytes());
+        bytes
+    }
+}
+
+/// What a submission asks for besides the derivations.
+#[derive(Clone)]
+pub(crate) struct Wish {
+    pub(crate) inputs: Inputs,
+    pub(crate) priority: i32,
+    pub(crate) key: Option<String>,
+}
+
+impl Wish {
+    /// Only what is named.
+    pub(crate) const ALONE: Self = Self { inputs: Inputs::Leave, priority: 0, key: None };
+    /// And its inputs.
+    pub(crate) const WITH_INPUTS: Self = Self { inputs: Inputs::Build, priority: 0, key: None };
+
+    pub(crate) fn priority(self, priority: i32) -> Self {
+        Self { priority, ..self }
+    }
+
+    pub(crate) fn key(self, key: &str) -> Self {
+        Self { key: Some(key.to_owned()), ..self }
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) engine: Engine,
+    pub(crate) disk: Box<dyn Disk>,
+    pub(crate) settings: Settings,
+    pub(crate) now: Now,
+    ids: Counting,
+    tokens: u64,
+    sessions: u64,
+    /// Which agent opened each session, and which it has now.
+    agent_of: BTreeMap<SessionId, String>,
+    session_of: BTreeMap<String, SessionId>,
+    derivations: BTreeMap<String, Arc<DerivationRecord>>,
+    /// What stories call builds and attempts: `a`, the second build of it `a#2`; `a.1`.
+    pub(crate) build_names: BTreeMap<BuildId, String>,
+    pub(crate) attempt_names: BTreeMap<AttemptId, String>,
+    attempts_of: BTreeMap<BuildId, Vec<AttemptId>>,
+    given: Vec<(AttemptId, String)>,
+    live: BTreeMap<BuildId, AttemptId>,
+    told_blocked: BTreeSet<BuildId>,
+    changes: Vec<String>,
+    effects: Vec<String>,
+}
+
+pub(crate) fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn path(kind: &str, name: &str) -> StorePath {
+    let digest = Sha256::of(format!("{kind} {name}").as_bytes());
+    StoreDir::guix().path(PathHash::fold(&digest), name).unwrap()
+}
+
+/// Returns the output path that stories call so.
+pub(crate) fn output(name: &str) -> StorePath {
+    path("output", name)
+}
+
+pub(crate) fn nar(name: &str) -> Arc<NarRecord> {
+    let info = PathInfo {
+        path: output(name),
+        nar_hash: Sha256::of(name.as_bytes()),
+        nar_bytes: 120,
+        references: Vec::new(),
+        deriver: None,
+        signatures: Vec::new(),
+        content_address: None,
+    };
+    let (file_hash, at) = (Sha256::of(b"file"), Timestamp::from_ms(START_MS));
+    Arc::new(NarRecord { info, file_hash, file_bytes: 60, origin: NarOrigin::Built, at })
+}
+
+/// Returns what an agent with so many slots for these systems says of itself.
+pub(crate) fn abilities(systems: &[&str], slots: u32) -> Abilities {
+    Abilities {
+        store_dir: StoreDir::guix(),
+        dialect: "guix".to_owned(),
+        systems: systems.iter().map(|&system| system.to_owned()).collect(),
+        emulated_systems: Vec::new(),
+        features: Vec::new(),
+        slots,
+    }
+}
+
+impl World {
+    pub(crate) fn new(disk: Box<dyn Disk>) -> Self {
+        let settings = Settings::default();
+        Self {
+            engine: Engine::new(settings),
+            disk,
+            settings,
+            now: Now { wall: Timestamp::from_ms(START_MS), mono: Monotonic::from_ms(0) },
+            ids: Counting::default(),
+            tokens: 0,
+            sessions: 0,
+            agent_of: BTreeMap::new(),
+            session_of: BTreeMap::new(),
+            derivations: BTreeMap::new(),
+            build_names: BTreeMap::new(),
+            attempt_names: BTreeMap::new(),
+            attempts_of: BTreeMap::new(),
+            given: Vec::new(),
+            live: BTreeMap::new(),
+            told_blocked: BTreeSet::new(),
+            changes: Vec::new(),
+            effects: Vec::new(),
+        }
+    }
+
+    pub(crate) fn strategy(&mut self, strategy: Strategy) {
+        self.settings.strategy = strategy;
+        self.restart();
+    }
+
+    /// Kills the coordinator and starts it again: sessions are gone, monotonic time begins anew.
+    pub(crate) fn restart(&mut self) {
+        self.now.mono = Monotonic::from_ms(0);
+        self.session_of.clear();
+        self.engine = Engine::restore(self.settings, self.now, self.disk.load()).unwrap();
+        self.step(Vec::new());
+    }
+
+    // What is known.
+
+    /// Makes derivations known: `a: b c; b; c` is `a` with the inputs `b` and `c`.
+    pub(crate) fn graph(&mut self, text: &str) {
+        for part in text.split(';').rev() {
+            let (name, inputs) = part.split_once(':').unwrap_or((part, ""));
+            let inputs: Vec<&str> = inputs.split_whitespace().collect();
+            self.derivation(name.trim(), SYSTEM, &[name.trim()], &inputs);
+        }
+        self.forget();
+    }
+
+    /// Makes one derivation known.
+    pub(crate) fn derivation(&mut self, name: &str, system: &str, outs: &[&str], inputs: &[&str]) {
+        let named = |out: &&str| ((*out).to_owned(), output(out));
+        let record = Arc::new(DerivationRecord {
+            path: path("derivation", &format!("{name}.drv")),
+            text: bytes::Bytes::from_static(b"Derive()"),
+            class: Class {
+                store_dir: StoreDir::guix(),
+                system: Some(system.to_owned()),
+                features: Vec::new(),
+            },
+            inputs: inputs
+                .iter()
+                .map(|input| path("derivation", &format!("{input}.drv")).hash())
+                .collect(),
+            outputs: outs.iter().map(named).collect(),
+            modulo: Sha256::of(name.as_bytes()),
+            at: self.now.wall,
+        });
+        self.derivations.insert(name.to_owned(), Arc::clone(&record));
+        self.record(vec![Change::Derivation(record)]);
+    }
+
+    pub(crate) fn record(&mut self, changes: Vec<Change>) {
+        let token = Some(self.token());
+        self.step(vec![Input::Record { token, changes }]);
+    }
+
+    pub(crate) fn drv(&self, name: &str) -> &DerivationRecord {
+        &self.derivations[name]
+    }
+
+    // What people do.
+
+    pub(crate) fn submit(&mut self, root: &str, wish: Wish) -> BuildId {
+        self.submit_all(&[root], wish)[0]
+    }
+
+    pub(crate) fn submit_all(&mut self, roots: &[&str], wish: Wish) -> Vec<BuildId> {
+        let roots: Vec<PathHash> = roots.iter().map(|root| self.drv(root).path.hash()).collect();
+        let submitter = name("ada");
+        let (roots, facts) =
+            self.disk.submission_facts(&roots, wish.inputs, &submitter, wish.key.as_deref());
+        let token = self.token();
+        let submission = Box::new(Submission {
+            submitter,
+            roots,
+            facts,
+            inputs: wish.inputs,
+            priority: wish.priority,
+            limits: Limits::default(),
+            tags: Vec::new(),
+            key: wish.key,
+        });
+        let effects = self.step(vec![Input::Submit { token, submission }]);
+        effects
+            .into_iter()
+            .find_map(|effect| match effect {
+                Effect::Reply { answer: Answer::Submitted { builds, .. }, .. } => Some(builds),
+                _ => None,
+            })
+            .expect("a submission is answered")
+    }
+
+    pub(crate) fn cancel(&mut self, builds: &[BuildId]) {
+        self.cancel_by(builds, Authority::All);
+    }
+
+    pub(crate) fn cancel_by(&mut self, builds: &[BuildId], by: Authority) {
+        let (token, builds) = (self.token(), builds.to_vec());
+        self.step(vec![Input::Cancel { token, builds, by }]);
+    }
+
+    // What agents do.
+
+    pub(crate) fn join(&mut self, agent: &str, slots: u32) {
+        self.join_with(agent, 0, abilities(&[SYSTEM], slots), &[]);
+    }
+
+    /// An agent comes; `held` are the attempts it still has.
+    pub(crate) fn rejoin(&mut self, agent: &str, slots: u32, held: &[&str]) {
+        let held: Vec<AttemptId> = held.iter().map(|attempt| self.attempt(attempt)).collect();
+        self.join_with(agent, 0, abilities(&[SYSTEM], slots), &held);
+    }
+
+    pub(crate) fn join_with(
+        &mut self,
+        agent: &str,
+        instance: u8,
+        abilities: Abilities,
+        held: &[AttemptId],
+    ) {
+        self.sessions += 1;
+        let session = SessionId(self.sessions);
+        self.agent_of.insert(session, agent.to_owned());
+        let effects = self.step(vec![Input::Join {
+            session,
+            name: name(agent),
+            instance: InstanceId::from_bytes([instance; 16]),
+            abilities,
+            held: held.to_vec(),
+        }]);
+        let welcome = |effect: &Effect| matches!(effect, Effect::Tell { session: to, order: Order::Welcome { .. } } if *to == session);
+        if effects.iter().any(welcome) {
+            self.session_of.insert(agent.to_owned(), session);
+        }
+    }
+
+    pub(crate) fn leave(&mut self, agent: &str) {
+        if let Some(session) = self.session_of.remove(agent) {
+            self.step(vec![Input::Leave { session }]);
+        }
+    }
+
+    pub(crate) fn started(&mut self, agent: &str, attempt: &str) {
+        let (session, attempt) = (self.session(agent), self.attempt(attempt));
+        self.step(vec![Input::Started { session, attempt }]);
+    }
+
+    pub(crate) fn finished(&mut self, agent: &str, attempt: &str, outcome: Outcome) {
+        let (session, attempt) = (self.session(agent), self.attempt(attempt));
+        self.step(vec![Input::Finished { session, attempt, outcome }]);
+    }
+
+    pub(crate) fn fails(&mut self, agent: &str, attempt: &str) {
+        self.finished(agent, attempt, Outcome::Failed(BuildFailure::Exit(1)));
+    }
+
+    pub(crate) fn cannot_begin(&mut self, agent: &str, attempt: &str) {
+        self.finished(agent, attempt, Outcome::SetupFailed(SetupFailure::DiskFull));
+    }
+
+    pub(crate) fn misses(&mut self, agent: &str, attempt: &str, paths: &[&str]) {
+        let paths = paths.iter().map(|path| output(path)).collect();
+        self.finished(agent, attempt, Outcome::SetupFailed(SetupFailure::MissingInputs(paths)));
+    }
+
+    pub(crate) fn offer(&mut self, agent: &str, attempt: &str) {
+        let (token, attempt) = (self.token(), self.attempt(attempt));
+        self.step(vec![Input::Offer { token, agent: name(agent), attempt }]);
+    }
+
+    /// Sends all outputs of an attempt.
+    pub(crate) fn deliver(&mut self, agent: &str, attempt: &str) {
+        let drv = attempt.split(['.', '#']).next().unwrap();
+        let outs: Vec<String> = self.drv(drv).outputs.iter().map(|(out, _)| out.clone()).collect();
+        let nars = outs.iter().map(|out| nar(out)).collect();
+        self.deliver_as(agent, attempt, Self::verified(&outs, nars));
+    }
+
+    pub(crate) fn verified(outs: &[String], nars: Vec<Arc<NarRecord>>) -> Delivery {
+        let record = |out: &String| OutputRecord {
+            name: out.clone(),
+            path: output(out),
+            nar_hash: Sha256::of(out.as_bytes()),
+            nar_bytes: 120,
+        };
+        let outputs = outs.iter().map(record).collect();
+        Delivery::Verified { outputs, nars, verdict: Verdict::Agreed }
+    }
+
+    pub(crate) fn deliver_as(&mut self, agent: &str, attempt: &str, delivery: Delivery) {
+        let (token, attempt) = (self.token(), self.attempt(attempt));
+        self.step(vec![Input::Deliver { token, agent: name(agent), attempt, delivery }]);
+    }
+
+    /// Builds and delivers, from the first message to the last.
+    pub(crate) fn builds(&mut self, agent: &str, attempt: &str) {
+        self.started(agent, attempt);
+        self.finished(agent, attempt, Outcome::Built);
+        self.deliver(agent, attempt);
+    }
+
+    // What time does.
+
+    pub(crate) fn pass_ms(&mut self, ms: u64) {
+        self.now.wall = self.now.wall.plus_ms(i64::try_from(ms).unwrap());
+        self.now.mono = self.now.mono.plus_ms(ms);
+        self.step(Vec::new());
+    }
+
+    pub(crate) fn wall_clock_jumps(&mut self, ms: i64) {
+        self.now.wall = self.now.wall.plus_ms(ms);
+        self.step(Vec::new());
+    }
+
+    // What can be seen.
+
+    /// Returns what came out since it was last asked, except that agents' rows were written.
+    pub(crate) fn effects(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.effects)
+    }
+
+    pub(crate) fn changes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// Forgets what came out so far.
+    pub(crate) fn forget(&mut self) {
+        self.effects.clear();
+        self.changes.clear();
+    }
+
+    /// Asserts that nothing came out since it was last asked.
+    pub(crate) fn is_quiet(&self) {
+        assert!(self.effects.is_empty(), "{:?}", self.effects);
+        assert!(self.changes.is_empty(), "{:?}", self.changes);
+    }
+
+    /// Returns open builds and how they are shown: `a waiting, b ready`.
+    pub(crate) fn shown(&self) -> String {
+        let mut shown: Vec<String> = self
+            .engine
+            .snapshot()
+            .builds
+            .iter()
+            .map(|(id, build)| format!("{} {}", self.build_names[id], build.shown))
+            .collect();
+        shown.sort();
+        shown.join(", ")
+    }
+
+    pub(crate) fn counts(&self) -> crate::core::engine::Counts {
+        match self.engine.ask(&Ask::Counts) {
+            Told::Counts(counts) => counts,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn session(&self, agent: &str) -> SessionId {
+        // One that nobody has, when the agent is away.
+        self.session_of.get(agent).copied().unwrap_or(SessionId(0))
+    }
+
+    pub(crate) fn session_is_open(&self, agent: &str) -> bool {
+        self.session_of.contains_key(agent)
+    }
+
+    pub(crate) fn attempt(&self, called: &str) -> AttemptId {
+        let found = self.attempt_names.iter().find(|(_, name)| *name == called);
+        *found.unwrap_or_else(|| panic!("no attempt is called {called}")).0
+    }
+
+    pub(crate) fn token(&mut self) -> Token {
+        self.tokens += 1;
+        Token(self.tokens)
+    }
+
+    /// Returns all attempts that were ever given to an agent, in order.
+    pub(crate) fn given(&self) -> Vec<(AttemptId, String)> {
+        self.given.clone()
+    }
+
+    // What must always hold.
+
+    /// Steps, makes the changes durable, and looks at everything.
+    pub(crate) fn step(&mut self, inputs: Vec<Input>) -> Vec<Effect> {
+        let step = self.engine.step(self.now, &mut self.ids, inputs);
+        self.disk.commit(&step.changes);
+        for change in &step.changes {
+            self.follow(change);
+        }
+        for effect in &step.effects {
+            self.hear(effect);
+        }
+        self.look_at_everything();
+        step.effects
+    }
+
+    fn look_at_everything(&mut self) {
+        assert_eq!(self.engine.check(), Vec::<String>::new());
+        let memory = self.engine.snapshot();
+        let reloaded = Engine::restore(self.settings, self.now, self.disk.load()).unwrap();
+        assert_eq!(reloaded.check(), Vec::<String>::new());
+        assert_eq!(memory, reloaded.snapshot(), "memory (left) is not what the disk says (right)");
+        let leased: BTreeMap<BuildId, AttemptId> = memory
+            .builds
+            .iter()
+            .filter_map(|(id, build)| Some((*id, build.state.lease()?.attempt)))
+            .collect();
+        assert_eq!(leased, self.live, "live attempts in memory, and by what was written down");
+        let is_blocked =
+            |id: &BuildId| memory.builds.get(id).is_some_and(|b| b.shown == ShownState::Blocked);
+        self.told_blocked.retain(is_blocked);
+        for id in memory.builds.keys().filter(|id| is_blocked(id)) {
+            assert!(self.told_blocked.contains(id), "nobody was told that a build is blocked");
+        }
+    }
+
+    fn follow(&mut self, change: &Change) {
+        let line = match change {
+            Change::Derivation(record) => format!("derivation {}", record.path.name()),
+            Change::Nar(record) => format!("nar {}", record.info.path.name()),
+            Change::Build(record) => {
+                let drv = self.derivations.values().find(|d| d.path.hash() == record.derivation);
+                let drv = drv.unwrap().path.name().trim_end_matches(".drv").to_owned();
+                let same = |called: &&String| called.split('#').next() == Some(drv.as_str());
+                let called = match self.build_names.values().filter(same).count() {
+                    0 => drv,
+                    before => format!("{drv}#{}", before + 1),
+                };
+                let line = format!("build {called}");
+                self.build_names.insert(record.id, called);
+                line
+            }
+            Change::BuildMoved { build, from, to, .. } => {
+                format!("{} {} → {}", self.build_names[build], from.word(), to.word())
+            }
+            Change::Attempt { attempt, build, agent, .. } => {
+                self.given.push((*attempt, agent.to_string()));
+                let before = self.live.insert(*build, *attempt);
+                assert_eq!(before, None, "a build has two live attempts");
+                if self.settings.strategy == Strategy::DerivationOrdered {
+                    self.assert_inputs_are_held(*build);
+                }
+                let attempts = self.attempts_of.entry(*build).or_default();
+                attempts.push(*attempt);
+                let called = format!("{}.{}", self.build_names[build], attempts.len());
+                let line = format!("attempt {called}");
+                self.attempt_names.insert(*attempt, called);
+                line
+            }
+            Change::AttemptMoved { attempt, to, .. } => {
+                let word = match to {
+                    AttemptState::Ended(end) => {
+                        self.live.retain(|_, live| live != attempt);
+                        end.word()
+                    }
+                    _ => to.word(),
+                };
+                format!("{} {word}", self.attempt_names[attempt])
+            }
+            Change::Outputs { attempt, outputs, .. } => {
+                format!("{} outputs {}", self.attempt_names[attempt], outputs.len())
+            }
+            Change::Agent { .. } => return,
+            Change::Missing { path, .. } => {
+                let known = self.derivations.values().flat_map(|d| &d.outputs);
+                let named = known.map(|(_, path)| path).find(|known| known.hash() == *path);
+                format!("missing {}", named.unwrap().name())
+            }
+            Change::Published { .. } | Change::Audit { .. } => unreachable!("no story has these"),
+        };
+        self.changes.push(line);
+    }
+
+    fn assert_inputs_are_held(&self, build: BuildId) {
+        let called = &self.build_names[&build];
+        let drv = self.drv(called.split('#').next().unwrap());
+        for input in &drv.inputs {
+            assert!(
+                self.disk.holds_outputs_of(*input),
+                "{called} was given away without its inputs"
+            );
+        }
+    }
+
+    fn hear(&mut self, effect: &Effect) {
+        let list = |attempts: &[AttemptId]| {
+            attempts.iter().map(|a| self.attempt_names[a].as_str()).collect::<Vec<_>>().join(" ")
+        };
+        let line = match effect {
+            Effect::Tell { session, order } => {
+                let agent = &self.agent_of[session];
+                match order {
+                    Order::Welcome { keep, drop } => {
+                        format!("{agent}: welcome, keep [{}], drop [{}]", list(keep), list(drop))
+                    }
+                    Order::Refuse { .. } => format!("{agent}: refused"),
+                    Order::Replaced => format!("{agent}: replaced"),
+                    Order::Allocate { attempt, .. } => {
+                        format!("{agent}: build {}", list(&[*attempt]))
+                    }
+                    Order::Cancel { attempt } => format!("{agent}: cancel {}", list(&[*attempt])),
+                    Order::Settled { attempt } => format!("{agent}: settled {}", list(&[*attempt])),
+                }
+            }
+            Effect::Reply { answer, .. } => match answer {
+                Answer::Submitted { builds, implied } => {
+                    let builds: Vec<_> =
+                        builds.iter().map(|b| self.build_names[b].as_str()).collect();
+                    format!("submitted {} and {implied} more", builds.join(" "))
+                }
+                Answer::Canceled(results) => {
+                    let each =
+                        results.iter().map(|(b, r)| format!("{} {r:?}", self.build_names[b]));
+                    format!("canceled: {}", each.collect::<Vec<_>>().join(", "))
+                }
+                Answer::Recorded => return,
+                Answer::Offer { derivation: Some(path) } => {
+                    format!("offer of {} wanted", path.name())
+                }
+                Answer::Offer { derivation: None } => "offer not wanted".to_owned(),
+                Answer::Delivered { accepted: true } => "delivery accepted".to_owned(),
+                Answer::Delivered { accepted: false } => "delivery not accepted".to_owned(),
+            },
+            Effect::Rested { build, state } => {
+                if *state == ShownState::Blocked {
+                    assert!(self.told_blocked.insert(*build), "told twice that a build is blocked");
+                }
+                format!("{} rests {state}", self.build_names[build])
+            }
+            Effect::SealLog { attempt } => format!("log of {} sealed", self.attempt_names[attempt]),
+            Effect::Publish { paths } => {
+                let names: Vec<_> = paths.iter().map(StorePath::name).collect();
+                format!("publish {}", names.join(" "))
+            }
+        };
+        self.effects.push(line);
+    }
+}

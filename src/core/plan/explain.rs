@@ -1,0 +1,132 @@
+//! Why a build is not built yet: every fact the planner looks at, in the order it looks.
+
+use crate::core::{
+    agent::Agent,
+    arena::Ix,
+    build::{BuildState, ShownState},
+    engine::{Build, Engine},
+    graph::Standing,
+    id::{AttemptId, BuildId, Name},
+    store_path::StorePath,
+    time::Timestamp,
+};
+
+/// How many inputs and agents an explanation lists; the rest is counted.
+const LISTED_MAX: usize = 100;
+
+/// Why a build is not built yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// How it is shown.
+    pub state: ShownState,
+    /// Its derivation.
+    pub derivation: StorePath,
+    /// What its agents must offer.
+    pub class: super::Class,
+    /// Who has it, while somebody has.
+    pub holder: Option<(AttemptId, Name)>,
+    /// When it is tried again, while it is deferred.
+    pub until: Option<Timestamp>,
+    /// How many attempts ended through no fault of its own.
+    pub infrastructure_ends: u32,
+    /// Its inputs that are not available, those that hold it back first.
+    pub inputs: Vec<InputReason>,
+    /// How many more such inputs there are.
+    pub inputs_unlisted: usize,
+    /// How many ready builds of its class go before it, once it is ready.
+    pub before: Option<usize>,
+    /// Why each agent that was ever seen does not take it now.
+    pub agents: Vec<AgentReason>,
+}
+
+/// An input that is not available.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InputReason {
+    /// Its derivation.
+    pub derivation: StorePath,
+    /// How it stands.
+    pub standing: Standing,
+    /// Whether the build waits for it, under the current strategy.
+    pub holds_back: bool,
+    /// Its open builds.
+    pub builds: Vec<BuildId>,
+}
+
+/// Why an agent does not take a build now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentReason {
+    /// The agent.
+    pub name: Name,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// Explains an open build.
+#[must_use]
+pub fn explain(engine: &Engine, ix: Ix<Build>) -> Explanation {
+    let build = engine.build(ix);
+    let node = engine.graph().node(build.node);
+    let mut inputs: Vec<InputReason> = node
+        .inputs
+        .iter()
+        .map(|input| engine.graph().node(*input))
+        .filter(|input| input.standing != Standing::Available)
+        .map(|input| InputReason {
+            derivation: input.path.clone(),
+            standing: input.standing,
+            holds_back: engine.settings().strategy.waits_for(input.standing),
+            builds: input.builds.iter().map(|other| engine.build(*other).id).collect(),
+        })
+        .collect();
+    inputs.sort_by_key(|input| (!input.holds_back, !input.standing.obstructs()));
+    let inputs_unlisted = inputs.len().saturating_sub(LISTED_MAX);
+    inputs.truncate(LISTED_MAX);
+    let before = engine
+        .queued_as(ix)
+        .map(|rank| engine.queue().ready(node.class).range(..(rank, ix)).count());
+    let class = engine.queue().class(node.class).clone();
+    let state = engine.shown_state(ix);
+    let looks_for_agent =
+        matches!(state, ShownState::Ready | ShownState::Waiting | ShownState::Deferred);
+    let agents = if looks_for_agent {
+        engine.agents().take(LISTED_MAX).map(|agent| reason(engine, ix, agent, &class)).collect()
+    } else {
+        Vec::new()
+    };
+    Explanation {
+        state,
+        derivation: node.path.clone(),
+        class,
+        holder: build.state.lease().map(|lease| (lease.attempt, lease.agent.clone())),
+        until: match build.state {
+            BuildState::Deferred { until } => Some(until),
+            BuildState::Queued
+            | BuildState::Allocated(_)
+            | BuildState::Building(_)
+            | BuildState::Receiving(_)
+            | BuildState::Succeeded { .. }
+            | BuildState::Failed { .. }
+            | BuildState::Canceled => None,
+        },
+        infrastructure_ends: build.infrastructure_ends,
+        inputs,
+        inputs_unlisted,
+        before,
+        agents,
+    }
+}
+
+fn reason(engine: &Engine, ix: Ix<Build>, agent: &Agent, class: &super::Class) -> AgentReason {
+    let reason = if let Some(obstacle) = class.obstacle(&agent.abilities) {
+        obstacle
+    } else if agent.session().is_none() {
+        "it is not connected".to_owned()
+    } else if agent.free_slots() == 0 {
+        format!("all of its {} slots are taken", agent.abilities.slots)
+    } else if engine.build(ix).avoid.as_ref() == Some(&agent.name) {
+        "its last attempt ended without a result; other agents are asked first".to_owned()
+    } else {
+        "it could take it".to_owned()
+    };
+    AgentReason { name: agent.name.clone(), reason }
+}
