@@ -1,4 +1,5 @@
 #![doc = include_str!("README.md")]
 
 pub mod core;
+pub mod formats;
 pub mod telemetry;
