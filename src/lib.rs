@@ -2,4 +2,5 @@
 
 pub mod core;
 pub mod formats;
+pub mod protocol;
 pub mod telemetry;

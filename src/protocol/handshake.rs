@@ -1,0 +1,113 @@
+//! The first exchange: which protocol both ends speak, who the agent is and what it still holds.
+
+use crate::core::{
+    id::{AttemptId, InstanceId},
+    outcome::Outcome,
+    store_path::StoreDir,
+};
+
+/// The oldest protocol this program speaks.
+pub const PROTOCOL_MIN: u16 = 1;
+/// The newest protocol this program speaks.
+pub const PROTOCOL_MAX: u16 = 1;
+/// How many attempts an agent may claim to hold.
+pub const HELD_MAX: usize = 4_096;
+
+/// The agent's first message.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Hello {
+    /// The oldest protocol the agent speaks.
+    pub protocol_min: u16,
+    /// The newest protocol the agent speaks.
+    pub protocol_max: u16,
+    /// The agent program's version, for people.
+    pub version: String,
+    /// Which installation this is; survives restarts of the agent.
+    pub instance: InstanceId,
+    /// The agent's wall clock, in milliseconds since the epoch; a skew is shown, never corrected.
+    pub wall_ms: i64,
+    /// What the agent can build.
+    pub capabilities: Capabilities,
+    /// The attempts it still has, in any phase up to the confirmed commit.
+    pub held: Vec<Held>,
+}
+
+/// What an agent can build.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Capabilities {
+    /// The store directory its builds go to.
+    pub store_dir: StoreDir,
+    /// Which kind of builder it has: `nix`, `guix` or `direct`.
+    pub dialect: String,
+    /// Systems it builds natively, such as `x86_64-linux`.
+    pub systems: Vec<String>,
+    /// Systems it builds through emulation.
+    #[serde(default)]
+    pub emulated_systems: Vec<String>,
+    /// What it offers to `requiredSystemFeatures`.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// How many builds it runs at a time.
+    pub slots: u32,
+}
+
+/// One attempt that the agent still has.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Held {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// How far it is.
+    pub phase: HeldPhase,
+}
+
+/// How far a held attempt is.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeldPhase {
+    /// Inputs are being fetched.
+    Preparing,
+    /// The builder runs.
+    Building,
+    /// It is over; outputs, if any, wait in the spool.
+    Finished(Outcome),
+}
+
+/// Returns the newest protocol that both ends speak.
+#[must_use]
+pub fn agree(hello: &Hello) -> Option<u16> {
+    let newest = hello.protocol_max.min(PROTOCOL_MAX);
+    (newest >= hello.protocol_min.max(PROTOCOL_MIN)).then_some(newest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn speaking(protocol_min: u16, protocol_max: u16) -> Hello {
+        Hello {
+            protocol_min,
+            protocol_max,
+            version: "0.1.0".to_owned(),
+            instance: InstanceId::from_bytes([7; 16]),
+            wall_ms: 0,
+            capabilities: Capabilities {
+                store_dir: StoreDir::nix(),
+                dialect: "nix".to_owned(),
+                systems: vec!["x86_64-linux".to_owned()],
+                emulated_systems: vec![],
+                features: vec![],
+                slots: 1,
+            },
+            held: vec![],
+        }
+    }
+
+    #[test]
+    fn the_newest_common_protocol_is_spoken() {
+        assert_eq!(agree(&speaking(1, 1)), Some(1));
+        assert_eq!(agree(&speaking(1, 9)), Some(1));
+        assert_eq!(agree(&speaking(2, 9)), None);
+        assert_eq!(agree(&speaking(0, 0)), None);
+        assert_eq!(agree(&speaking(9, 1)), None);
+    }
+}
