@@ -3,4 +3,5 @@
 pub mod core;
 pub mod formats;
 pub mod protocol;
+pub mod store;
 pub mod telemetry;

@@ -1,0 +1,33 @@
+//! Schema versions: `user_version` counts the scripts of `schema/` that were run.
+//!
+//! To change the schema, add the next script; a script that was released is never edited.
+
+use super::{StoreError, doing};
+use rusqlite::{Connection, TransactionBehavior};
+
+/// All scripts, in order. Script `n` leads from version `n` to version `n + 1`.
+const SCRIPTS: &[&str] = &[include_str!("../../schema/0001_initial.sql")];
+
+/// Brings the database to the newest version, one transaction per script.
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let known = u32::try_from(SCRIPTS.len()).unwrap_or(u32::MAX);
+    let found = version(connection)?;
+    if found > known {
+        return Err(StoreError::TooNew { found, known });
+    }
+    for (number, script) in (1u32..).zip(SCRIPTS).skip(found as usize) {
+        let tx = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(doing("begin a migration"))?;
+        tx.execute_batch(script).map_err(doing("migrate"))?;
+        tx.pragma_update(None, "user_version", number).map_err(doing("note its version"))?;
+        tx.commit().map_err(doing("commit a migration"))?;
+    }
+    Ok(())
+}
+
+fn version(connection: &Connection) -> Result<u32, StoreError> {
+    connection
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .map_err(doing("tell its version"))
+}

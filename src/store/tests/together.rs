@@ -1,0 +1,86 @@
+//! Engine and database together.
+
+use super::{Fresh, Store};
+use crate::core::{
+    change::Change,
+    engine::{
+        Inputs, Root, Saved,
+        tests::{
+            self,
+            disk::Disk,
+            histories::{self, history},
+            world::World,
+        },
+    },
+    graph::{Facts, Held},
+    id::{BuildId, Name},
+    store_path::PathHash,
+};
+use proptest::prelude::*;
+
+impl Disk for Fresh {
+    fn commit(&mut self, changes: &[Change]) {
+        self.store.commit(changes).unwrap();
+    }
+
+    fn load(&self) -> Saved {
+        self.store.load().unwrap()
+    }
+
+    fn submission_facts(
+        &self,
+        roots: &[PathHash],
+        inputs: Inputs,
+        submitter: &Name,
+        key: Option<&str>,
+    ) -> (Vec<Root>, Vec<Facts>) {
+        let found = self.store.submission_facts(roots, inputs, submitter, key).unwrap();
+        assert_eq!(found.unknown, []);
+        (found.roots, found.facts)
+    }
+
+    fn has_build(&self, build: BuildId) -> bool {
+        self.store.reader().unwrap().build(build).unwrap().is_some()
+    }
+
+    fn holds_outputs_of(&self, derivation: PathHash) -> bool {
+        let facts = self.store.facts(derivation).unwrap().unwrap();
+        facts.outputs.iter().all(|(_, held)| *held == Held::Yes)
+    }
+}
+
+/// Returns an empty database that does not wait for the platter: what survives a power cut is not
+/// what the stories are about.
+fn quick() -> Fresh {
+    let fresh = Fresh::new();
+    fresh.tamper("PRAGMA synchronous = OFF").unwrap();
+    fresh
+}
+
+#[test]
+fn every_story_of_the_engine_goes_the_same_on_the_database() {
+    for (name, story) in tests::all() {
+        let told = std::panic::catch_unwind(|| story(&mut World::new(Box::new(quick()))));
+        assert!(told.is_ok(), "{name} goes another way on the database");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 24, failure_persistence: None, ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn any_history_goes_the_same_on_the_database(history in history()) {
+        histories::tell(&history, Box::new(quick()));
+    }
+}
+
+#[test]
+fn what_was_written_is_there_for_the_next_process() {
+    let fresh = Fresh::with_a_leased_build();
+    let before = fresh.store.load().unwrap();
+    let after: Store = fresh.again().unwrap();
+    assert_eq!(format!("{before:?}"), format!("{:?}", after.load().unwrap()));
+    assert_eq!(after.integrity().unwrap(), Vec::<String>::new());
+}
