@@ -3,5 +3,6 @@
 pub mod core;
 pub mod formats;
 pub mod protocol;
+pub mod ssh;
 pub mod store;
 pub mod telemetry;

@@ -1,0 +1,112 @@
+//! Who somebody is and what that entitles them to.
+
+use crate::core::id::Name;
+use std::fmt;
+
+/// What the owner of a key may do. Roles of people nest; the role of agents stands apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// A build machine: builds, and nothing that people do.
+    Agent,
+    /// Reads everything, changes nothing.
+    Viewer,
+    /// Submits builds, and cancels and retries its own.
+    Submitter,
+    /// Changes everybody's builds, and agents.
+    Operator,
+    /// Changes keys and the coordinator itself.
+    Admin,
+}
+
+impl Role {
+    /// All roles, in the order of their folders in the documents.
+    pub const ALL: [Self; 5] =
+        [Self::Agent, Self::Viewer, Self::Submitter, Self::Operator, Self::Admin];
+
+    /// Returns whether somebody of this role may do what `needed` may do.
+    #[must_use]
+    pub fn includes(self, needed: Self) -> bool {
+        match (self, needed) {
+            (Self::Agent, Self::Agent) => true,
+            (Self::Agent, _) | (_, Self::Agent) => false,
+            // The variants after `Agent` are in the order in which they nest.
+            (have, needed) => have >= needed,
+        }
+    }
+
+    /// Returns the name of the role's folder in the keydir.
+    #[must_use]
+    pub const fn folder(self) -> &'static str {
+        match self {
+            Self::Agent => "agents",
+            Self::Viewer => "viewers",
+            Self::Submitter => "submitters",
+            Self::Operator => "operators",
+            Self::Admin => "admins",
+        }
+    }
+
+    /// Returns the role whose folder has this name.
+    #[must_use]
+    pub fn of_folder(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.folder() == name)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Agent => "agent",
+            Self::Viewer => "viewer",
+            Self::Submitter => "submitter",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        })
+    }
+}
+
+/// Who a key is: what the keydir says of it. Exists only for keys that the keydir lists, and a
+/// session carries one only after the owner proved to hold the private key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    /// The name, from the name of the key's file. “Own” builds are those of the same name.
+    pub name: Name,
+    /// The role, from the folder of the key's file.
+    pub role: Role,
+    /// The key's fingerprint as `ssh-keygen -l` prints it: `SHA256:` and base64.
+    pub fingerprint: String,
+    /// The systems that an agent with this key may at most build for; `None` sets no ceiling.
+    pub systems: Option<Vec<String>>,
+    /// Tags given to whatever has this key: an agent, or the builds that a person submits.
+    pub tags: Vec<(String, String)>,
+    /// The highest priority that builds submitted with this key may have; `None` sets no ceiling.
+    pub max_priority: Option<i32>,
+    /// Whether outputs imported with this key are believed though they cannot be verified.
+    pub trusted_import: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_of_people_nest_and_agents_stand_apart() {
+        let people = [Role::Viewer, Role::Submitter, Role::Operator, Role::Admin];
+        for (rank, have) in people.into_iter().enumerate() {
+            for (needed_rank, needed) in people.into_iter().enumerate() {
+                assert_eq!(have.includes(needed), rank >= needed_rank, "{have} {needed}");
+            }
+            assert!(!have.includes(Role::Agent), "{have}");
+            assert!(!Role::Agent.includes(have), "{have}");
+        }
+        assert!(Role::Agent.includes(Role::Agent));
+    }
+
+    #[test]
+    fn every_role_has_a_folder_of_its_own() {
+        for role in Role::ALL {
+            assert_eq!(Role::of_folder(role.folder()), Some(role));
+        }
+        assert_eq!(Role::of_folder("root"), None);
+    }
+}

@@ -1,0 +1,297 @@
+//! One SSH session on the coordinator's side: what russh reports, turned into requests.
+
+use super::{
+    authorize::{Principal, Role},
+    channel::{self, ChannelReader, Deadlines, Surroundings, Terminal},
+    request::{PtySize, Request, RequestKind, SessionId},
+    sessions::Sessions,
+    stream::Flow,
+    writer::{GuardedWriter, Half},
+};
+use russh::{
+    Channel, ChannelId, ChannelOpenFailure, Pty,
+    keys::Algorithm,
+    server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, VerifiedPublicKey},
+};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::timeout,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// The environment variables that mean something here; all others are refused.
+const ENV_NAMES: [&str; 3] = ["STEADING_PRIORITY", "STEADING_TAGS", "STEADING_KEY"];
+
+/// The longest value of an environment variable, in bytes.
+const ENV_BYTES_MAX: usize = 4 << 10;
+
+/// Where a session's requests go, and what is written on them.
+pub(super) struct Outlet {
+    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) id: SessionId,
+    pub(super) peer: SocketAddr,
+}
+
+/// The state of one connection.
+pub(super) struct Session {
+    sessions: Arc<Sessions>,
+    outlet: Outlet,
+    /// Set by `identify` and nothing else.
+    principal: Option<Arc<Principal>>,
+    authenticated: Option<oneshot::Sender<Role>>,
+    /// How many more channels may be open at once; known once the principal is.
+    channels: Arc<Semaphore>,
+    channels_opened: usize,
+    /// Channels that nothing was asked of yet.
+    openings: HashMap<ChannelId, Opening>,
+    end: CancellationToken,
+    flow: Flow,
+    /// Tells everybody that the session is over when russh drops it, however that comes about.
+    _end_on_drop: DropGuard,
+}
+
+/// A channel that nothing was asked of yet.
+struct Opening {
+    input: ChannelReader,
+    output: GuardedWriter,
+    env: Vec<(String, String)>,
+    pty: Option<PtySize>,
+    terminal: Terminal,
+}
+
+impl Session {
+    pub(super) fn new(
+        sessions: Arc<Sessions>,
+        outlet: Outlet,
+        end: CancellationToken,
+        flow: Flow,
+        authenticated: oneshot::Sender<Role>,
+    ) -> Self {
+        Self {
+            sessions,
+            outlet,
+            principal: None,
+            authenticated: Some(authenticated),
+            channels: Arc::new(Semaphore::new(0)),
+            channels_opened: 0,
+            openings: HashMap::new(),
+            _end_on_drop: end.clone().drop_guard(),
+            end,
+            flow,
+        }
+    }
+
+    /// Makes the owner of a key the session's principal. The one place where a session gets an
+    /// identity; takes a key whose signature russh has verified, which only russh can make.
+    fn identify(&mut self, key: VerifiedPublicKey<'_>) -> Auth {
+        let data = key.public_key.key_data();
+        let admitted = if is_sha1(key.algorithm) {
+            None
+        } else {
+            self.sessions.admit(self.outlet.id, data, &self.end)
+        };
+        let Some(principal) = admitted else { return Auth::reject() };
+        let limits = self.sessions.limits();
+        self.channels = Arc::new(Semaphore::new(match principal.role {
+            Role::Agent => limits.channels_per_agent,
+            Role::Viewer | Role::Submitter | Role::Operator | Role::Admin => {
+                limits.channels_per_person
+            }
+        }));
+        tracing::info!(session = self.outlet.id.0, peer = %self.outlet.peer, role = %principal.role,
+            name = %principal.name, key = %principal.fingerprint, "session began");
+        self.principal = Some(principal);
+        Auth::Accept
+    }
+
+    /// Hands a request out, or says that it cannot be taken.
+    async fn ask(
+        &mut self,
+        id: ChannelId,
+        kind: RequestKind,
+        session: &mut russh::server::Session,
+    ) -> Result<(), russh::Error> {
+        let (Some(principal), Some(opening)) = (self.principal.clone(), self.openings.remove(&id))
+        else {
+            return session.channel_failure(id);
+        };
+        let wait = self.sessions.limits().request_wait;
+        let place = tokio::select! {
+            place = timeout(wait, self.outlet.requests.reserve()) => place,
+            () = self.end.cancelled() => return Ok(()),
+        };
+        let Ok(Ok(place)) = place else {
+            tracing::warn!(name = %principal.name, "request refused: too many are waiting");
+            return session.channel_failure(id);
+        };
+        // Before anything that the answer may write: both go through one queue.
+        session.channel_success(id)?;
+        place.send(Request {
+            principal,
+            kind,
+            session: self.outlet.id,
+            peer: self.outlet.peer,
+            env: opening.env,
+            pty: opening.pty,
+            gone: opening.output.gone().clone(),
+            input: opening.input,
+            output: opening.output,
+        });
+        Ok(())
+    }
+}
+
+/// Returns whether a signature of this algorithm is worth nothing any more.
+fn is_sha1(algorithm: &Algorithm) -> bool {
+    matches!(algorithm, Algorithm::Rsa { hash: None } | Algorithm::Dsa)
+}
+
+impl Handler for Session {
+    type Error = russh::Error;
+
+    async fn auth_publickey_offered(
+        &mut self,
+        _user: &str,
+        offer: PublicKeyOffer<'_>,
+    ) -> Result<Auth, Self::Error> {
+        let known = self.sessions.knows(offer.public_key.key_data());
+        Ok(if known && !is_sha1(offer.algorithm) { Auth::Accept } else { Auth::reject() })
+    }
+
+    async fn auth_publickey(
+        &mut self,
+        _user: &str,
+        key: VerifiedPublicKey<'_>,
+    ) -> Result<Auth, Self::Error> {
+        Ok(self.identify(key))
+    }
+
+    async fn auth_succeeded(
+        &mut self,
+        _session: &mut russh::server::Session,
+    ) -> Result<(), Self::Error> {
+        if let (Some(tell), Some(principal)) = (self.authenticated.take(), &self.principal)
+            && tell.send(principal.role).is_err()
+        {
+            tracing::trace!("connection was cut while it authenticated");
+        }
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _session: &mut russh::server::Session,
+    ) -> Result<(), Self::Error> {
+        let limits = self.sessions.limits();
+        let place = Arc::clone(&self.channels).try_acquire_owned();
+        let (Ok(place), true) = (place, self.channels_opened < limits.channels_per_life) else {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        };
+        self.channels_opened = self.channels_opened.saturating_add(1);
+        let terminal = Terminal::default();
+        let surroundings = Surroundings {
+            gone: self.end.child_token(),
+            flow: self.flow.clone(),
+            deadlines: Deadlines { read: limits.read_progress, write: limits.write_progress },
+            terminal: terminal.clone(),
+            slot: (place, self.sessions.count_channel()),
+        };
+        let id = channel.id();
+        let (incoming, outgoing) = channel.split();
+        let (input, output) = channel::open(incoming, Half::Server(outgoing), surroundings);
+        let opening = Opening { input, output, env: Vec::new(), pty: None, terminal };
+        self.openings.insert(id, opening);
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn channel_close(
+        &mut self,
+        id: ChannelId,
+        _session: &mut russh::server::Session,
+    ) -> Result<(), Self::Error> {
+        self.openings.remove(&id);
+        Ok(())
+    }
+
+    async fn pty_request(
+        &mut self,
+        id: ChannelId,
+        _term: &str,
+        columns: u32,
+        rows: u32,
+        _pixel_width: u32,
+        _pixel_height: u32,
+        _modes: &[(Pty, u32)],
+        session: &mut russh::server::Session,
+    ) -> Result<(), Self::Error> {
+        // Refusing would make OpenSSH give up, so its terminal goes raw and the channel translates.
+        match self.openings.get_mut(&id) {
+            Some(opening) => {
+                opening.pty = Some(PtySize { columns, rows });
+                opening.terminal.make_raw();
+                session.channel_success(id)
+            }
+            None => session.channel_failure(id),
+        }
+    }
+
+    async fn env_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        value: &str,
+        session: &mut russh::server::Session,
+    ) -> Result<(), Self::Error> {
+        match self.openings.get_mut(&id) {
+            Some(opening) if ENV_NAMES.contains(&name) && value.len() <= ENV_BYTES_MAX => {
+                opening.env.retain(|(other, _)| other != name);
+                opening.env.push((name.to_owned(), value.to_owned()));
+                session.channel_success(id)
+            }
+            Some(_) | None => session.channel_failure(id),
+        }
+    }
+
+    async fn x11_request(
+        &mut self,
+        id: ChannelId,
+        _single_connection: bool,
+        _auth_protocol: &str,
+        _auth_cookie: &str,
+        _screen_number: u32,
+        session: &mut russh::server::Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(id)
+    }
+
+    async fn exec_request(
+        &mut self,
+        id: ChannelId,
+        line: &[u8],
+        session: &mut russh::server::Session,
+    ) -> Result<(), Self::Error> {
+        self.ask(id, RequestKind::Exec(line.to_vec()), session).await
+    }
+
+    async fn subsystem_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        session: &mut russh::server::Session,
+    ) -> Result<(), Self::Error> {
+        self.ask(id, RequestKind::Subsystem(name.to_owned()), session).await
+    }
+
+    async fn shell_request(
+        &mut self,
+        id: ChannelId,
+        session: &mut russh::server::Session,
+    ) -> Result<(), Self::Error> {
+        self.ask(id, RequestKind::Shell, session).await
+    }
+}

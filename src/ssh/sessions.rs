@@ -1,0 +1,259 @@
+//! Who is connected, and who may be: the one place where both are known at once.
+
+use super::{
+    authorize::{Principal, Role},
+    keys::{Keydir, KeydirProblem},
+    request::SessionId,
+    server::DoorLimits,
+};
+use crate::{core::time::Timestamp, telemetry::Clock};
+use russh::keys::ssh_key::public::KeyData;
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+use tokio_util::sync::CancellationToken;
+
+/// How much is going on at the door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Authenticated connections.
+    pub sessions: usize,
+    /// Those of them that belong to agents.
+    pub agents: usize,
+    /// Connections that have not proved who they are yet.
+    pub unauthenticated: usize,
+    /// Open channels.
+    pub channels: usize,
+    /// Connections turned away since the start because too many were unauthenticated.
+    pub turned_away: usize,
+    /// Connections since the start.
+    pub connections: usize,
+}
+
+/// The live sessions and the keydir.
+pub(super) struct Sessions {
+    limits: DoorLimits,
+    clock: Clock,
+    state: Mutex<State>,
+    channels: AtomicUsize,
+    turned_away: AtomicUsize,
+    connections: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    keydir: Arc<Keydir>,
+    problems: Vec<KeydirProblem>,
+    live: HashMap<SessionId, Live>,
+    unauthenticated: HashMap<IpAddr, usize>,
+    unauthenticated_total: usize,
+}
+
+struct Live {
+    key: KeyData,
+    principal: Arc<Principal>,
+    end: CancellationToken,
+}
+
+impl Sessions {
+    pub(super) fn new(limits: DoorLimits, clock: Clock) -> Self {
+        Self {
+            limits,
+            clock,
+            state: Mutex::new(State::default()),
+            channels: AtomicUsize::new(0),
+            turned_away: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+        }
+    }
+
+    pub(super) fn limits(&self) -> &DoorLimits {
+        &self.limits
+    }
+
+    /// Counts a new connection, unless too many have not said who they are.
+    pub(super) fn knock(self: &Arc<Self>, address: IpAddr) -> Option<Unauthenticated> {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        let block = block_of(address);
+        let mut state = self.state();
+        let total = state.unauthenticated_total;
+        let from_there = state.unauthenticated.get(&block).copied().unwrap_or(0);
+        if total >= self.limits.unauthenticated
+            || from_there >= self.limits.unauthenticated_per_address
+        {
+            self.turned_away.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        state.unauthenticated_total = total.saturating_add(1);
+        state.unauthenticated.insert(block, from_there.saturating_add(1));
+        Some(Unauthenticated { sessions: Arc::clone(self), block })
+    }
+
+    /// Returns whether a key would be let in now. Says nothing about who holds it.
+    pub(super) fn knows(&self, key: &KeyData) -> bool {
+        let now = self.clock.now().wall;
+        self.state().keydir.principal_of(key, now).is_some()
+    }
+
+    /// Lets in the proven owner of a key. From here on the session lives as long as its key is
+    /// listed unchanged: looking up and entering are one step, so no change falls between them.
+    pub(super) fn admit(
+        &self,
+        id: SessionId,
+        key: &KeyData,
+        end: &CancellationToken,
+    ) -> Option<Arc<Principal>> {
+        let now = self.clock.now().wall;
+        let mut state = self.state();
+        let principal = state.keydir.principal_of(key, now)?;
+        if state.live.len() >= self.limits.sessions {
+            tracing::error!("too many sessions: nobody else is let in");
+            return None;
+        }
+        let live = Live { key: key.clone(), principal: Arc::clone(&principal), end: end.clone() };
+        state.live.insert(id, live);
+        Some(principal)
+    }
+
+    /// Forgets a session that has ended.
+    pub(super) fn remove(&self, id: SessionId) {
+        self.state().live.remove(&id);
+    }
+
+    /// Ends a session. Returns whether it was live.
+    pub(super) fn cut(&self, id: SessionId) -> bool {
+        match self.state().live.get(&id) {
+            Some(live) => {
+                live.end.cancel();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Takes a new reading of the keydir and ends the sessions that it no longer allows.
+    pub(super) fn replace_keydir(&self, keydir: Keydir, problems: Vec<KeydirProblem>) {
+        let mut state = self.state();
+        for problem in &problems {
+            if !state.problems.contains(problem) {
+                tracing::warn!(%problem, "something in the keydir is not followed");
+            }
+        }
+        state.keydir = Arc::new(keydir);
+        state.problems = problems;
+        end_refused(&state, self.clock.now().wall);
+    }
+
+    /// Ends the sessions whose keys have expired.
+    pub(super) fn expire(&self) {
+        end_refused(&self.state(), self.clock.now().wall);
+    }
+
+    pub(super) fn keydir(&self) -> (Arc<Keydir>, Vec<KeydirProblem>) {
+        let state = self.state();
+        (Arc::clone(&state.keydir), state.problems.clone())
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        let state = self.state();
+        let agents = state.live.values().filter(|live| live.principal.role == Role::Agent).count();
+        Counters {
+            sessions: state.live.len(),
+            agents,
+            unauthenticated: state.unauthenticated_total,
+            channels: self.channels.load(Ordering::Relaxed),
+            turned_away: self.turned_away.load(Ordering::Relaxed),
+            connections: self.connections.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Counts an open channel.
+    pub(super) fn count_channel(self: &Arc<Self>) -> CountedChannel {
+        self.channels.fetch_add(1, Ordering::Relaxed);
+        CountedChannel(Arc::clone(self))
+    }
+
+    /// A panic elsewhere never leaves the state half changed, so a poisoned lock is not an error.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends the sessions whose key is gone, has expired, or belongs to somebody else by now. Changed
+/// options end a session, too: its owner comes back with the new ones.
+fn end_refused(state: &State, now: Timestamp) {
+    for live in state.live.values() {
+        if state.keydir.principal_of(&live.key, now).as_ref() != Some(&live.principal) {
+            let principal = &live.principal;
+            tracing::info!(name = %principal.name, key = %principal.fingerprint,
+                "session ended: its key is no longer listed as it was");
+            live.end.cancel();
+        }
+    }
+}
+
+/// Returns what counts as one address: IPv6 networks of 64 bits, since one host has a whole one.
+fn block_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) & (u128::MAX << 64))),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+/// One connection that has not authenticated. Dropped when it has, or ends.
+pub(super) struct Unauthenticated {
+    sessions: Arc<Sessions>,
+    block: IpAddr,
+}
+
+impl Drop for Unauthenticated {
+    fn drop(&mut self) {
+        let mut state = self.sessions.state();
+        state.unauthenticated_total = state.unauthenticated_total.saturating_sub(1);
+        if let Some(count) = state.unauthenticated.get_mut(&self.block) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                state.unauthenticated.remove(&self.block);
+            }
+        }
+    }
+}
+
+/// One open channel. Dropped when it ends.
+pub(super) struct CountedChannel(Arc<Sessions>);
+
+impl Drop for CountedChannel {
+    fn drop(&mut self) {
+        self.0.channels.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unauthenticated_connections_are_counted_per_address_and_in_total() {
+        let limits = DoorLimits {
+            unauthenticated: 3,
+            unauthenticated_per_address: 2,
+            ..DoorLimits::default()
+        };
+        let sessions = Arc::new(Sessions::new(limits, Clock::start()));
+        let knock = |text: &str| sessions.knock(text.parse().unwrap());
+        let first = knock("2001:db8::1").unwrap();
+        let _second = knock("2001:db8::ffff:0:0:2").unwrap();
+        assert!(knock("2001:db8::3").is_none());
+        let _third = knock("::ffff:192.0.2.1").unwrap();
+        assert!(knock("192.0.2.2").is_none());
+        drop(first);
+        let _fourth = knock("192.0.2.1").unwrap();
+        let counters = sessions.counters();
+        assert_eq!((counters.unauthenticated, counters.turned_away), (3, 2));
+    }
+}
