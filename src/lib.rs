@@ -1,6 +1,7 @@
 #![doc = include_str!("README.md")]
 
 pub mod core;
+pub mod depot;
 pub mod formats;
 pub mod protocol;
 pub mod ssh;

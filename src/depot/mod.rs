@@ -1,0 +1,191 @@
+//! The depot: nars on disk, from the first byte received to the published tree.
+//!
+//! This room owns `incoming/`, `depot/`, `public/` and the signing key in the state directory. It
+//! takes export streams ([`Intake`]) and agents' uploads ([`Upload`]), believes nothing that it
+//! can compute, and shows verified nars to the world ([`Publisher`]). What it found out it hands
+//! back as records; it knows neither the database nor the network, and whoever calls it does so
+//! from a thread that may block.
+//!
+//! Nothing here is locked: files of the depot are named after the hash of their bytes and are
+//! never written twice, so two threads that bring the same nar do no harm. The order that keeps
+//! promises is always the same: files are moved into place, then [`Depot::sync`], then the rows
+//! are committed, then others hear of it.
+//!
+//! It is called by the coordinator.
+
+mod content;
+mod error;
+mod intake;
+mod key;
+mod layout;
+mod publish;
+mod spool;
+#[cfg(test)]
+mod tests;
+mod upload;
+mod zstd_stream;
+
+pub use error::{DepotError, Fault};
+pub use intake::{Fact, Intake, IntakeCounts, IntakeError, IntakeRules, IntakeSummary, Known};
+pub use publish::{PublishPolicy, PublishReport, Publisher, Unpublished};
+pub use spool::IncomingFiles;
+pub use upload::{Upload, UploadRules, VerifiedNar, VerifyError};
+
+use crate::{
+    core::{
+        change::{NarOrigin, NarRecord},
+        hash::Sha256,
+        path_info::PathInfo,
+        store_path::StorePath,
+        time::Timestamp,
+    },
+    formats::{narinfo, signature::nix::NixSecretKey},
+};
+use layout::{Dialect, Places};
+use spool::{SpoolNames, TempFile};
+use std::{
+    io::{self, Read as _, Write},
+    path::Path,
+    sync::Arc,
+};
+
+/// The largest window that a reader of zstd allows, as a power of two: 128 MiB, the most that
+/// stock readers allow too.
+const WINDOW_LOG_MAX: u32 = 27;
+/// How much is read and written at a time, in bytes.
+const BUFFER_BYTES: usize = 128 * 1024;
+
+/// The nars of a state directory. Clones are the same depot.
+#[derive(Debug, Clone)]
+pub struct Depot(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    places: Places,
+    key: NixSecretKey,
+    spool_names: SpoolNames,
+}
+
+impl Depot {
+    /// Opens the depot of a state directory, and makes what is missing of it.
+    ///
+    /// `key_name` names the signing key if there is none yet, like `farm.example.org-1`. `seed`
+    /// are 32 bytes that nobody can guess; a new key is made of them.
+    ///
+    /// # Errors
+    /// [`DepotError::NotWritable`], or what is wrong with the key.
+    pub fn open(state_dir: &Path, key_name: &str, seed: [u8; 32]) -> Result<Self, DepotError> {
+        let places = Places::make(state_dir)?;
+        let spool_names = SpoolNames::new(&seed);
+        let key = key::load_or_make(&places.secrets, key_name, seed)?;
+        Ok(Self(Arc::new(Inner { places, key, spool_names })))
+    }
+
+    /// Returns the public signing key of the Nix dialect, as `trusted-public-keys` has it.
+    #[must_use]
+    pub fn public_key(&self) -> String {
+        self.0.key.public().to_text()
+    }
+
+    /// Waits until everything that was moved into the depot and the published trees is on the
+    /// disk. Call it before the rows are committed that speak of it.
+    ///
+    /// # Errors
+    /// When the disk failed: commit nothing.
+    pub fn sync(&self) -> Result<(), DepotError> {
+        let directory = fs_err::File::open(&self.0.places.depot)?;
+        // One call for the whole filesystem costs less than one for each of many small files.
+        rustix::fs::syncfs(&directory).map_err(|errno| Fault::Io(errno.into()))?;
+        Ok(())
+    }
+
+    /// Moves a verified upload into the depot. It is durable after [`Depot::sync`].
+    ///
+    /// # Errors
+    /// When files cannot be moved; the upload then is still in `incoming/` and can be resumed.
+    pub fn keep(&self, verified: VerifiedNar, at: Timestamp) -> Result<NarRecord, DepotError> {
+        let VerifiedNar { info, file_hash, file_bytes, spool, lock } = verified;
+        self.settle(&spool, &file_hash)?;
+        drop(lock);
+        Ok(NarRecord { info, file_hash, file_bytes, origin: NarOrigin::Built, at })
+    }
+
+    /// Opens the compressed file with this hash, for sending it as it is.
+    ///
+    /// # Errors
+    /// [`DepotError::NotHeld`] when there is none.
+    pub fn open_nar(&self, file_hash: &Sha256) -> Result<fs_err::File, DepotError> {
+        match fs_err::File::open(self.0.places.nar(file_hash)) {
+            Ok(file) => Ok(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(DepotError::NotHeld(*file_hash))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes the uncompressed nar of the file with this hash to `sink`.
+    ///
+    /// # Errors
+    /// [`DepotError::NotHeld`], [`DepotError::Damaged`] when the nar does not have `nar_bytes`
+    /// bytes (the sink has at most that many by then), or an error of the sink.
+    pub fn read_nar(
+        &self,
+        file_hash: &Sha256,
+        nar_bytes: u64,
+        sink: &mut impl Write,
+    ) -> Result<(), DepotError> {
+        let mut decoder = zstd::stream::read::Decoder::new(self.open_nar(file_hash)?)?;
+        decoder.window_log_max(WINDOW_LOG_MAX)?;
+        let mut buffer = vec![0; BUFFER_BYTES];
+        let mut left = nar_bytes;
+        loop {
+            let len = decoder.read(&mut buffer).map_err(|_| DepotError::Damaged(*file_hash))?;
+            if len == 0 {
+                break;
+            }
+            left = left.checked_sub(len as u64).ok_or(DepotError::Damaged(*file_hash))?;
+            sink.write_all(&buffer[..len])?;
+        }
+        if left == 0 { Ok(()) } else { Err(DepotError::Damaged(*file_hash)) }
+    }
+
+    /// Returns where a nar is, or will be, within the published tree of its store: the `URL` of its
+    /// narinfo.
+    #[must_use]
+    pub fn url(file_hash: &Sha256) -> String {
+        format!("nar/{}", layout::nar_file_name(file_hash))
+    }
+
+    /// Tells whether the published tree shows a path: whether its narinfo is there.
+    #[must_use]
+    pub fn shows(&self, path: &StorePath) -> bool {
+        self.0.places.narinfo(path.dir(), path.hash()).exists()
+    }
+
+    /// Moves a complete file to its place in the depot, unless the same bytes are there.
+    fn settle(&self, file: &Path, file_hash: &Sha256) -> io::Result<()> {
+        let target = self.0.places.nar(file_hash);
+        // A file that came before a power failure can be there torn and unrecorded; its name
+        // proves nothing, so its bytes are compared.
+        if layout::have_same_bytes(file, &target)? {
+            return fs_err::remove_file(file);
+        }
+        layout::make_dir(&self.0.places.shard(file_hash), layout::PRIVATE)?;
+        layout::set_mode(file, layout::WRITTEN_ONCE)?;
+        fs_err::rename(file, target)
+    }
+
+    /// Adds the signature of the path's dialect.
+    fn sign(&self, info: &mut PathInfo) {
+        info.signatures = match Dialect::of(info.path.dir()) {
+            Dialect::Nix => vec![self.0.key.sign(&narinfo::fingerprint(info))],
+            Dialect::Guix => Vec::new(),
+        };
+    }
+
+    /// Opens a new file in `incoming/` that vanishes unless it is kept.
+    fn new_spool(&self) -> io::Result<(fs_err::File, TempFile)> {
+        self.0.spool_names.create_in(&self.0.places.incoming)
+    }
+}

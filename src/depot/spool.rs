@@ -1,0 +1,184 @@
+//! Files in `incoming/`: what is being received.
+//!
+//! Two kinds of names are there. `stream-TAG-N` is a nar out of an export stream; it belongs to
+//! the process with that tag and is worth nothing to another. `upload-ATTEMPT-PATH-FILE` is what
+//! has come of an upload, and outlives the process so that the upload can be resumed.
+
+use super::{Depot, DepotError};
+use crate::core::{hash::Sha256, hash::Sha256Hasher, id::AttemptId, store_path::StorePath};
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// How hard nars are compressed here: 232 MB of nar per second of one core.
+const ZSTD_LEVEL: i32 = 3;
+const STREAM: &str = "stream-";
+const UPLOAD: &str = "upload-";
+
+/// Makes the names of the files of export streams.
+#[derive(Debug)]
+pub(super) struct SpoolNames {
+    /// Tells the files of this process from those that an earlier one left behind.
+    tag: String,
+    /// The number of the next file; only its uniqueness matters.
+    next: AtomicU64,
+}
+
+impl SpoolNames {
+    /// Returns names that nobody with another seed makes.
+    pub(super) fn new(seed: &[u8; 32]) -> Self {
+        // The seed may become a key, so the tag must not tell anything about it.
+        let mut hasher = Sha256Hasher::default();
+        hasher.update(b"steading spool tag");
+        hasher.update(seed);
+        Self { tag: hasher.finish().base32()[..16].to_owned(), next: AtomicU64::new(0) }
+    }
+
+    pub(super) fn create_in(&self, dir: &Path) -> io::Result<(fs_err::File, TempFile)> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let path = dir.join(format!("{STREAM}{}-{number}", self.tag));
+        let file = fs_err::OpenOptions::new().write(true).create_new(true).open(&path)?;
+        Ok((file, TempFile(Some(path))))
+    }
+}
+
+/// Returns the name of the file that an upload goes to. It holds all that must be equal for an
+/// earlier try to be resumed.
+pub(super) fn upload_name(attempt: AttemptId, path: &StorePath, file_hash: &Sha256) -> String {
+    format!("{UPLOAD}{attempt}-{}-{}", path.hash().base32(), file_hash.base32())
+}
+
+/// A file that is removed when it is dropped, unless it was moved away.
+#[derive(Debug)]
+pub(super) struct TempFile(Option<PathBuf>);
+
+impl TempFile {
+    /// Moves the file into the depot.
+    pub(super) fn settle(mut self, depot: &Depot, file_hash: &Sha256) -> io::Result<()> {
+        let path = self.0.take().unwrap_or_default();
+        depot.settle(&path, file_hash).inspect_err(|_| self.0 = Some(path))
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.take().map(fs_err::remove_file) {
+            tracing::warn!(%error, "a file in incoming could not be removed");
+        }
+    }
+}
+
+/// A nar that was compressed into `incoming/`.
+#[derive(Debug)]
+pub(super) struct Compressed {
+    pub(super) file: TempFile,
+    pub(super) file_hash: Sha256,
+    pub(super) file_bytes: u64,
+}
+
+/// Compresses a nar that comes in pieces.
+pub(super) struct NarCompressor {
+    encoder: zstd::stream::write::Encoder<'static, Hashing>,
+    file: TempFile,
+}
+
+impl NarCompressor {
+    pub(super) fn new(depot: &Depot) -> io::Result<Self> {
+        let (out, file) = depot.new_spool()?;
+        let out = Hashing { out, hasher: Sha256Hasher::default(), bytes: 0 };
+        Ok(Self { encoder: zstd::stream::write::Encoder::new(out, ZSTD_LEVEL)?, file })
+    }
+
+    pub(super) fn feed(&mut self, nar: &[u8]) -> io::Result<()> {
+        self.encoder.write_all(nar)
+    }
+
+    pub(super) fn finish(self) -> io::Result<Compressed> {
+        let Hashing { hasher, bytes, .. } = self.encoder.finish()?;
+        Ok(Compressed { file: self.file, file_hash: hasher.finish(), file_bytes: bytes })
+    }
+}
+
+/// Compresses whole nars. It is kept from one to the next, because its tables cost more to make
+/// than a small nar takes to compress.
+pub(super) struct SmallNarCompressor(zstd::bulk::Compressor<'static>);
+
+impl SmallNarCompressor {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self(zstd::bulk::Compressor::new(ZSTD_LEVEL)?))
+    }
+
+    pub(super) fn compress(&mut self, depot: &Depot, nar: &[u8]) -> io::Result<Compressed> {
+        let bytes = self.0.compress(nar)?;
+        let (mut out, file) = depot.new_spool()?;
+        out.write_all(&bytes)?;
+        Ok(Compressed { file, file_hash: Sha256::of(&bytes), file_bytes: bytes.len() as u64 })
+    }
+}
+
+/// Hashes and counts what goes into a file.
+struct Hashing {
+    out: fs_err::File,
+    hasher: Sha256Hasher,
+    bytes: u64,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let len = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..len]);
+        self.bytes += len as u64;
+        Ok(len)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// What there is in `incoming/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct IncomingFiles {
+    /// How many files are there.
+    pub files: u64,
+    /// Their length together, in bytes.
+    pub bytes: u64,
+    /// How many files were removed.
+    pub removed: u64,
+}
+
+impl Depot {
+    /// Removes what will not be resumed from `incoming/`: uploads of attempts that are not
+    /// `live`, and what earlier processes left of export streams. It may be called at any time.
+    ///
+    /// # Errors
+    /// When the directory cannot be read or a file not be removed.
+    pub fn sweep_incoming(&self, live: &BTreeSet<AttemptId>) -> Result<IncomingFiles, DepotError> {
+        let own = format!("{STREAM}{}-", self.0.spool_names.tag);
+        let is_live = |attempt: AttemptId| live.contains(&attempt);
+        let mut found = IncomingFiles::default();
+        for entry in fs_err::read_dir(&self.0.places.incoming)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_str().unwrap_or_default();
+            let wanted = match name.strip_prefix(UPLOAD) {
+                // A UUID has 36 characters.
+                Some(rest) => rest.get(..36).and_then(|id| id.parse().ok()).is_some_and(is_live),
+                None => name.starts_with(&own) || !name.starts_with(STREAM),
+            };
+            // A file can be moved away between the listing and here.
+            let Ok(metadata) = entry.metadata() else { continue };
+            if wanted {
+                found.files += 1;
+                found.bytes += metadata.len();
+            } else {
+                fs_err::remove_file(entry.path())?;
+                found.removed += 1;
+            }
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,107 @@
+//! The state directory: what is made, with which permissions, and what is swept.
+
+use super::{World, path};
+use crate::{
+    core::{hash::Sha256, id::AttemptId},
+    depot::{Depot, DepotError, IncomingFiles, IntakeError, Publisher, Upload, VerifiedNar, spool},
+};
+use std::{collections::BTreeSet, fs::Permissions, os::unix::fs::PermissionsExt as _};
+
+#[test]
+fn everything_is_made_with_its_permissions_and_found_again() {
+    let world = World::new();
+    let mode =
+        |name: &str| fs_err::metadata(world.dir.path().join(name)).unwrap().permissions().mode();
+    for (name, expected) in [
+        ("secrets", 0o700),
+        ("secrets/signing-nix.key", 0o600),
+        ("public", 0o755),
+        ("incoming", 0o700),
+        ("depot", 0o700),
+    ] {
+        assert_eq!(mode(name) & 0o777, expected, "{name}");
+    }
+    let again = Depot::open(world.dir.path(), "other-1", [8; 32]).unwrap();
+    assert_eq!(again.public_key(), world.depot.public_key());
+    assert!(again.public_key().starts_with("test-1:"));
+    assert_eq!(world.files("secrets"), ["signing-nix.key"]);
+    again.sync().unwrap();
+}
+
+#[test]
+fn what_is_under_way_can_move_to_another_thread() {
+    fn moves<T: Send>() {}
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<Depot>();
+    moves::<Upload>();
+    moves::<VerifiedNar>();
+    moves::<Publisher>();
+    moves::<IntakeError>();
+}
+
+#[test]
+fn a_key_that_others_can_read_is_refused() {
+    let world = World::new();
+    for name in ["secrets/signing-nix.key", "secrets"] {
+        let path = world.dir.path().join(name);
+        fs_err::set_permissions(&path, Permissions::from_mode(0o744)).unwrap();
+        let error = Depot::open(world.dir.path(), "x", [1; 32]).unwrap_err();
+        assert!(matches!(error, DepotError::Exposed { .. }), "{error}");
+        fs_err::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
+    }
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_made_is_named() {
+    let world = World::new();
+    let file = world.dir.path().join("secrets/signing-nix.key");
+    let error = Depot::open(&file.join("x"), "x", [1; 32]).unwrap_err();
+    assert!(matches!(error, DepotError::NotWritable { .. }), "{error}");
+    fs_err::write(&file, "no key").unwrap();
+    let error = Depot::open(world.dir.path(), "x", [1; 32]).unwrap_err();
+    assert!(matches!(error, DepotError::Key { .. }), "{error}");
+}
+
+#[test]
+fn what_will_not_be_resumed_is_swept() {
+    let world = World::new();
+    let [live, dead] = [1, 2].map(|n| AttemptId::from_bytes([n; 16]));
+    let kept = spool::upload_name(live, &path("a"), &Sha256::of(b"a"));
+    let (_, own) = world.depot.new_spool().unwrap();
+    for name in [
+        &kept,
+        &spool::upload_name(dead, &path("a"), &Sha256::of(b"a")),
+        "upload-",
+        "stream-0000000000000000-0",
+    ] {
+        fs_err::write(world.dir.path().join("incoming").join(name), "12345").unwrap();
+    }
+    let found = world.depot.sweep_incoming(&BTreeSet::from([live])).unwrap();
+    assert_eq!(found, IncomingFiles { files: 2, bytes: 5, removed: 3 });
+    drop(own);
+    assert_eq!(world.files("incoming"), [kept]);
+}
+
+#[test]
+fn what_is_not_held_or_damaged_is_said() {
+    let world = World::new();
+    let hash = Sha256::of(b"x");
+    assert!(matches!(world.depot.open_nar(&hash), Err(DepotError::NotHeld(_))));
+    let place = world.depot.0.places.nar(&hash);
+    fs_err::create_dir_all(place.parent().unwrap()).unwrap();
+    let whole = zstd::bulk::compress(b"content", 3).unwrap();
+    for (bytes, nar_bytes, good) in [
+        (&whole[..], 7, true),
+        (&whole[..], 6, false),
+        (&whole[..], 8, false),
+        (&whole[..whole.len() - 1], 7, false),
+        (b"no zstd", 7, false),
+    ] {
+        fs_err::write(&place, bytes).unwrap();
+        let mut out = Vec::new();
+        let result = world.depot.read_nar(&hash, nar_bytes, &mut out);
+        assert_eq!(result.is_ok(), good);
+        assert!(good || matches!(result, Err(DepotError::Damaged(_))));
+        assert!(out.len() as u64 <= nar_bytes);
+    }
+}

@@ -1,0 +1,365 @@
+//! Uploads, honest and hostile.
+
+use super::{AT, World, file, info, path};
+use crate::{
+    core::{
+        derivation::FixedOutput,
+        hash::{Sha256, hex},
+        id::AttemptId,
+        store_path::StorePath,
+    },
+    depot::{UploadRules, VerifiedNar, VerifyError},
+    formats::{
+        nar::{NarLimits, sample::Tree, sample::any_tree},
+        narinfo,
+        signature::nix::NixPublicKey,
+    },
+    protocol::bulk::{OfferedOutput, RefusalCode},
+};
+use proptest::prelude::*;
+use sha2::Digest as _;
+
+const LIMITS: NarLimits = NarLimits { bytes_max: 1 << 28, entries_max: 1 << 16, depth_max: 64 };
+
+/// An output on its way, as an agent would offer and send it.
+#[derive(Clone)]
+struct Sent {
+    offer: OfferedOutput,
+    bytes: Vec<u8>,
+    candidates: Vec<StorePath>,
+    fixed: Option<FixedOutput>,
+}
+
+impl Sent {
+    /// An honest one, of a nar with these references.
+    fn new(nar: &[u8], references: &[StorePath]) -> Self {
+        let bytes = zstd::bulk::compress(nar, 3).unwrap();
+        let mut sent = Self {
+            offer: OfferedOutput {
+                name: "out".to_owned(),
+                info: info(&path("output"), nar, references),
+                compression: "zstd".to_owned(),
+                file_bytes: 0,
+                file_hash: Sha256::of(b""),
+            },
+            bytes: Vec::new(),
+            candidates: vec![path("output"), path("a"), path("b")],
+            fixed: None,
+        };
+        sent.file(bytes);
+        sent
+    }
+
+    /// Sends other bytes, and declares them rightly.
+    fn file(&mut self, bytes: Vec<u8>) {
+        self.offer.file_bytes = bytes.len() as u64;
+        self.offer.file_hash = Sha256::of(&bytes);
+        self.bytes = bytes;
+    }
+
+    fn rules(&self) -> UploadRules<'_> {
+        UploadRules {
+            attempt: AttemptId::from_bytes([5; 16]),
+            expected: &self.offer,
+            deriver: path("output.drv"),
+            candidates: self.candidates.clone(),
+            fixed: self.fixed.clone(),
+            limits: LIMITS,
+        }
+    }
+
+    /// Sends what is left to send, in pieces.
+    fn send(&self, world: &World) -> Result<VerifiedNar, VerifyError> {
+        let mut upload = world.depot.upload(&self.rules())?;
+        let offset = usize::try_from(upload.offset()).unwrap();
+        for piece in self.bytes[offset..].chunks(1000) {
+            upload.write(piece)?;
+        }
+        upload.finish(self.offer.file_hash)
+    }
+
+    /// Sends to a fresh depot, where it must be refused without a trace.
+    fn refusal(&self) -> VerifyError {
+        let world = World::new();
+        let error = self.send(&world).map(drop).unwrap_err();
+        assert!(world.files("incoming").is_empty(), "{error}");
+        assert!(world.files("depot").is_empty(), "{error}");
+        assert_eq!(error.code(), RefusalCode::Rejected, "{error}");
+        error
+    }
+}
+
+/// A nar that mentions these paths.
+fn mentioning(paths: &[StorePath]) -> Vec<u8> {
+    let texts: Vec<String> = paths.iter().map(ToString::to_string).collect();
+    file(texts.join(" ").as_bytes()).nar()
+}
+
+#[test]
+fn an_honest_upload_is_kept_signed_and_can_be_read() {
+    let world = World::new();
+    let references = [path("a"), path("output")];
+    let nar = mentioning(&references);
+    let sent = Sent::new(&nar, &references);
+    let verified = sent.send(&world).unwrap();
+    let record = world.depot.keep(verified, AT).unwrap();
+    let key = NixPublicKey::parse(&world.depot.public_key()).unwrap();
+    assert!(key.verify(&narinfo::fingerprint(&record.info), &record.info.signatures[0]));
+    assert_eq!(record.info.deriver, Some(path("output.drv")));
+    let mut read = Vec::new();
+    world.depot.read_nar(&record.file_hash, record.info.nar_bytes, &mut read).unwrap();
+    assert_eq!(read, nar);
+    assert!(world.files("incoming").is_empty());
+    assert_eq!(world.files("depot").len(), 1);
+    // The same again, as after a lost acknowledgement.
+    let again = sent.send(&world).unwrap();
+    assert_eq!(world.depot.keep(again, AT).unwrap(), record);
+    assert_eq!(world.files("depot").len(), 1);
+}
+
+#[test]
+fn a_torn_file_in_the_depot_is_replaced() {
+    let world = World::new();
+    let sent = Sent::new(&file(b"content").nar(), &[]);
+    let place = world.depot.0.places.nar(&sent.offer.file_hash);
+    fs_err::create_dir_all(place.parent().unwrap()).unwrap();
+    for torn in [Vec::new(), vec![0; sent.bytes.len()]] {
+        fs_err::write(&place, torn).unwrap();
+        world.depot.keep(sent.send(&world).unwrap(), AT).unwrap();
+        assert_eq!(fs_err::read(&place).unwrap(), sent.bytes);
+        fs_err::remove_file(&place).unwrap();
+    }
+}
+
+#[test]
+fn wrong_declarations_of_the_nar_are_refused() {
+    let good = Sent::new(&file(b"content").nar(), &[]);
+    let mut sent = good.clone();
+    sent.offer.info.nar_hash = Sha256::of(b"");
+    assert!(matches!(sent.refusal(), VerifyError::NarHash { .. }));
+    for off in [-8, 8] {
+        let mut sent = good.clone();
+        sent.offer.info.nar_bytes = good.offer.info.nar_bytes.checked_add_signed(off).unwrap();
+        assert!(matches!(sent.refusal(), VerifyError::NarBytes { .. }));
+    }
+    let mut sent = good.clone();
+    sent.offer.info.nar_bytes = LIMITS.bytes_max + 1;
+    assert!(matches!(sent.refusal(), VerifyError::NarTooLong { .. }));
+    let mut sent = good;
+    "gzip".clone_into(&mut sent.offer.compression);
+    assert!(matches!(sent.refusal(), VerifyError::Compression(_)));
+}
+
+#[test]
+fn wrong_declarations_of_the_file_are_refused() {
+    let good = Sent::new(&file(b"content").nar(), &[]);
+    let mut sent = good.clone();
+    sent.offer.file_hash = Sha256::of(b"");
+    assert!(matches!(sent.refusal(), VerifyError::FileHash { .. }));
+    for bytes in [good.offer.file_bytes - 1, good.offer.file_bytes + 1] {
+        let mut sent = good.clone();
+        sent.offer.file_bytes = bytes;
+        assert!(matches!(sent.refusal(), VerifyError::FileBytes { .. }));
+    }
+    let mut sent = good.clone();
+    sent.offer.file_bytes = 1 << 40;
+    assert!(matches!(sent.refusal(), VerifyError::FileTooLong { .. }));
+    let world = World::new();
+    let mut upload = world.depot.upload(&good.rules()).unwrap();
+    upload.write(&good.bytes).unwrap();
+    let error = upload.finish(Sha256::of(b"another")).map(drop).unwrap_err();
+    assert!(matches!(error, VerifyError::FileHash { .. }));
+}
+
+#[test]
+fn wrong_references_are_refused() {
+    let (a, b) = (path("a"), path("b"));
+    let sent = Sent::new(&mentioning(std::slice::from_ref(&a)), &[]);
+    assert!(matches!(sent.refusal(), VerifyError::UndeclaredReference(found) if found == a));
+    let sent = Sent::new(&mentioning(&[]), std::slice::from_ref(&b));
+    assert!(matches!(sent.refusal(), VerifyError::AbsentReference(found) if found == b));
+    let stranger = path("stranger");
+    let strange = std::slice::from_ref(&stranger);
+    let sent = Sent::new(&mentioning(strange), strange);
+    assert!(matches!(sent.refusal(), VerifyError::StrangeReference(found) if found == stranger));
+}
+
+#[test]
+fn damaged_compression_is_refused() {
+    let nar = file(&[7; 5000]).nar();
+    let good = Sent::new(&nar, &[]);
+    let with = |bytes: Vec<u8>| {
+        let mut sent = good.clone();
+        sent.file(bytes);
+        sent.refusal()
+    };
+    let whole = good.bytes.clone();
+    for end in 0..whole.len() {
+        let error = with(whole[..end].to_vec());
+        assert!(matches!(error, VerifyError::ZstdTruncated), "{end}: {error}");
+    }
+    let mut trailing = whole.clone();
+    trailing.push(0);
+    assert!(matches!(with(trailing), VerifyError::TrailingBytes));
+    assert!(matches!(with([&whole[..], &whole].concat()), VerifyError::TrailingBytes));
+    assert!(matches!(with(b"this is no zstd at all".to_vec()), VerifyError::Zstd(_)));
+    // A skippable frame is one that holds nothing.
+    let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0][..], &whole].concat();
+    assert!(matches!(with(skippable), VerifyError::TrailingBytes));
+}
+
+#[test]
+fn a_window_larger_than_stock_readers_allow_is_refused() {
+    let nar = file(&vec![7; 1 << 20]).nar();
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(28).unwrap();
+    std::io::Write::write_all(&mut encoder, &nar).unwrap();
+    let mut sent = Sent::new(&nar, &[]);
+    sent.file(encoder.finish().unwrap());
+    assert!(matches!(sent.refusal(), VerifyError::Zstd(_)));
+}
+
+#[test]
+fn a_bomb_is_not_unpacked() {
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 19).unwrap();
+    let head = file(&[0; 8]).nar();
+    std::io::Write::write_all(&mut encoder, &head[..96]).unwrap();
+    let zeros = vec![0; 1 << 20];
+    for _ in 0..512 {
+        std::io::Write::write_all(&mut encoder, &zeros).unwrap();
+    }
+    let mut sent = Sent::new(&head, &[]);
+    sent.file(encoder.finish().unwrap());
+    assert!(sent.bytes.len() < 60_000);
+    let error = sent.refusal();
+    let VerifyError::NarBytes { found, .. } = error else { panic!("{error}") };
+    assert!(found <= 1 << 18, "{found} bytes were unpacked");
+}
+
+#[test]
+fn what_is_no_nar_is_refused() {
+    let mut nar = file(b"content").nar();
+    nar.extend([0; 8]);
+    assert!(matches!(Sent::new(&nar, &[]).refusal(), VerifyError::TrailingBytes));
+    assert!(matches!(Sent::new(b"no nar at all", &[]).refusal(), VerifyError::Nar(_)));
+    let whole = file(b"content").nar();
+    let sent = Sent::new(&whole[..whole.len() - 8], &[]);
+    assert!(matches!(sent.refusal(), VerifyError::Nar(_)));
+    assert!(matches!(Sent::new(b"", &[]).refusal(), VerifyError::Nar(_)));
+}
+
+#[test]
+fn promises_of_fixed_outputs_are_checked() {
+    let nar = file(b"content").nar();
+    let good = Sent::new(&nar, &[]);
+    let promise = |recursive, algorithm: &str, hash_hex: String| {
+        let mut sent = good.clone();
+        let algorithm = algorithm.to_owned();
+        sent.fixed = Some(FixedOutput { recursive, algorithm, hash_hex });
+        sent
+    };
+    let flat512 = hex(&sha2::Sha512::digest(b"content"));
+    let nar512 = hex(&sha2::Sha512::digest(&nar));
+    for (sent, address) in [
+        (promise(false, "sha256", Sha256::of(b"content").hex()), "fixed:sha256:"),
+        (promise(true, "sha256", Sha256::of(&nar).hex()), "fixed:r:sha256:"),
+        (promise(false, "sha512", flat512.clone()), "fixed:sha512:"),
+        (promise(true, "sha512", nar512), "fixed:r:sha512:"),
+    ] {
+        let verified = sent.send(&World::new()).unwrap();
+        assert!(verified.info().content_address.as_ref().unwrap().starts_with(address));
+    }
+    for sent in [
+        promise(false, "sha256", Sha256::of(b"other").hex()),
+        promise(true, "sha256", Sha256::of(b"content").hex()),
+        promise(true, "sha512", flat512),
+    ] {
+        assert!(matches!(sent.refusal(), VerifyError::FixedOutput { .. }));
+    }
+    let executable = Tree::Regular { executable: true, content: b"content".to_vec() };
+    let mut sent = Sent::new(&executable.nar(), &[]);
+    sent.fixed = promise(false, "sha256", Sha256::of(b"content").hex()).fixed;
+    assert!(matches!(sent.refusal(), VerifyError::FixedOutput { .. }));
+    let sent = promise(false, "md5", "0".repeat(32));
+    assert!(matches!(sent.refusal(), VerifyError::FixedAlgorithm(_)));
+}
+
+#[test]
+fn the_same_output_on_two_connections_is_received_once() {
+    let world = World::new();
+    let sent = Sent::new(&file(b"content").nar(), &[]);
+    let first = world.depot.upload(&sent.rules()).unwrap();
+    let second = world.depot.upload(&sent.rules()).map(drop).unwrap_err();
+    assert!(matches!(second, VerifyError::Busy));
+    assert_eq!(second.code(), RefusalCode::TryLater);
+    drop(first);
+    assert!(sent.send(&world).is_ok());
+}
+
+#[test]
+fn a_damaged_earlier_part_is_sent_again() {
+    let nar = file(&(0..200_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>()).nar();
+    let sent = Sent::new(&nar, &[]);
+    let half = sent.bytes.len() / 2;
+    let world = World::new();
+    let spool = world.dir.path().join("incoming").join(crate::depot::spool::upload_name(
+        AttemptId::from_bytes([5; 16]),
+        &path("output"),
+        &sent.offer.file_hash,
+    ));
+    // Nonsense from the first byte on is seen at once.
+    fs_err::write(&spool, vec![0; half]).unwrap();
+    assert_eq!(world.depot.upload(&sent.rules()).map(|upload| upload.offset()).unwrap(), 0);
+    // What is too long is no part of it.
+    fs_err::write(&spool, vec![0; sent.bytes.len() + 1]).unwrap();
+    assert_eq!(world.depot.upload(&sent.rules()).map(|upload| upload.offset()).unwrap(), 0);
+    // Another valid file shows only at the end, and the agent is not to blame.
+    let other = zstd::stream::encode_all(&nar[..], 1).unwrap();
+    fs_err::write(&spool, &other[..1000]).unwrap();
+    let error = sent.send(&world).map(drop).unwrap_err();
+    assert!(matches!(error, VerifyError::EarlierPart(_)), "{error}");
+    assert_eq!(error.code(), RefusalCode::TryLater);
+    assert!(sent.send(&world).is_ok());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn an_upload_resumed_anywhere_is_bit_exact(
+        tree in any_tree(),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..4),
+    ) {
+        let world = World::new();
+        let nar = tree.nar();
+        let sent = Sent::new(&nar, &[]);
+        let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(sent.bytes.len() + 1)).collect();
+        cuts.sort_unstable();
+        let mut at = 0;
+        for cut in cuts {
+            let mut upload = world.depot.upload(&sent.rules()).unwrap();
+            prop_assert_eq!(upload.offset(), at as u64);
+            if cut > at {
+                upload.write(&sent.bytes[at..cut]).unwrap();
+                at = cut;
+            }
+        }
+        let record = world.depot.keep(sent.send(&world).unwrap(), AT).unwrap();
+        let place = world.depot.0.places.nar(&record.file_hash);
+        prop_assert_eq!(fs_err::read(place).unwrap(), sent.bytes);
+        prop_assert!(world.files("incoming").is_empty());
+    }
+
+    #[test]
+    fn a_flipped_bit_is_never_kept(place: prop::sample::Index, bit in 0..8u8) {
+        let mut sent = Sent::new(&mentioning(&[path("a")]), &[path("a")]);
+        let place = place.index(sent.bytes.len());
+        sent.bytes[place] ^= 1 << bit;
+        // Not only a wrong file hash, which tells all: the agent declares the damaged file.
+        let declared = sent.bytes.clone();
+        sent.file(declared);
+        if let Ok(verified) = sent.send(&World::new()) {
+            prop_assert_eq!(verified.info().nar_hash, sent.offer.info.nar_hash);
+        }
+    }
+}
