@@ -1,0 +1,457 @@
+//! Builds with a stock Nix daemon, over its Unix socket.
+//!
+//! Known to work with the daemons of Nix 2.8 (protocol 1.34) to 2.34 (1.38). The operations and
+//! their layouts are those of Nix `src/libstore/daemon.cc` (`performOp`).
+
+mod connection;
+mod result;
+
+pub(crate) use result::says_disk_full;
+
+use super::{BuildOrder, Builder, BuilderError, wire::WireError};
+use crate::{
+    core::{
+        hash::Sha256,
+        outcome::{BuildFailure, Outcome, SetupFailure},
+        path_info::PathInfo,
+        store_path::{StoreDir, StorePath},
+    },
+    telemetry::{self, Clock},
+};
+use connection::{
+    ANSWER_MAX, Connection, PATHS_MAX, Patience, TEXT_BYTES_MAX, Trust, WORD_BYTES_MAX, later,
+    plain,
+};
+use std::{
+    collections::BTreeSet,
+    env, io,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// How much longer than its limits a build may take before the daemon, which enforces them, is
+/// given up: it kills what the build started and collects the log first.
+const GRACE: Duration = Duration::from_mins(1);
+/// The most references, signatures or built outputs of one path.
+const ITEMS_MAX: u64 = 100_000;
+
+/// Where a Nix daemon listens unless it was told otherwise.
+const SOCKET: &str = "/nix/var/nix/daemon-socket/socket";
+
+/// The operations (`WorkerProto::Op`).
+mod op {
+    pub(super) const BUILD_PATHS: u64 = 9;
+    pub(super) const ADD_TEMP_ROOT: u64 = 11;
+    pub(super) const SET_OPTIONS: u64 = 19;
+    pub(super) const COLLECT_GARBAGE: u64 = 20;
+    pub(super) const QUERY_PATH_INFO: u64 = 26;
+    pub(super) const QUERY_VALID_PATHS: u64 = 31;
+    pub(super) const BUILD_DERIVATION: u64 = 36;
+    pub(super) const NAR_FROM_PATH: u64 = 38;
+    pub(super) const ADD_TO_STORE_NAR: u64 = 39;
+}
+
+/// Returns the socket that `NIX_DAEMON_SOCKET_PATH` names, else the usual one.
+#[must_use]
+pub fn socket_path() -> PathBuf {
+    env::var_os("NIX_DAEMON_SOCKET_PATH").map_or_else(|| SOCKET.into(), PathBuf::from)
+}
+
+/// A connection to a Nix daemon.
+#[derive(Debug)]
+pub struct Nix {
+    store_dir: StoreDir,
+    clock: Clock,
+    /// Absent once an error left it in the middle of a message.
+    connection: Option<Connection>,
+}
+
+/// Whether the daemon may fetch instead of build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Substitution {
+    On,
+    Off,
+}
+
+/// The settings that differ between requests.
+#[derive(Debug, Clone, Copy)]
+struct Options {
+    substitution: Substitution,
+    timeout: Option<Duration>,
+    max_silent: Option<Duration>,
+    cores: u32,
+}
+
+impl Nix {
+    /// Connects to the daemon behind `socket`.
+    ///
+    /// # Errors
+    /// [`BuilderError::Unreachable`] or [`BuilderError::Dialect`].
+    pub fn connect(socket: &Path, store_dir: StoreDir) -> Result<Self, BuilderError> {
+        let clock = Clock::start();
+        let connection = Connection::open(socket, clock)?;
+        Ok(Self { store_dir, clock, connection: Some(connection) })
+    }
+
+    /// Lets `request` use the connection, and keeps it only when it is whole afterwards.
+    fn with<T>(
+        &mut self,
+        request: impl FnOnce(&mut Connection) -> Result<T, BuilderError>,
+    ) -> Result<T, BuilderError> {
+        let mut connection = self.connection.take().ok_or(BuilderError::GivenUp)?;
+        let result = request(&mut connection);
+        // A refusal of the daemon is a complete answer; after everything else the position in the
+        // stream is unknown.
+        if matches!(result, Ok(_) | Err(BuilderError::Daemon(_))) {
+            self.connection = Some(connection);
+        }
+        result
+    }
+
+    /// Refuses paths of other stores before the daemon does so less clearly.
+    fn check(&self, paths: &[StorePath]) -> Result<(), BuilderError> {
+        match paths.iter().find(|path| path.dir() != &self.store_dir) {
+            Some(path) => Err(BuilderError::OtherStore {
+                path: path.clone(),
+                store_dir: self.store_dir.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Asks the daemon to build; errors are left for [`Builder::build`] to judge.
+    fn ask_to_build(
+        &mut self,
+        order: &BuildOrder<'_>,
+        log: &mut dyn FnMut(&[u8]),
+    ) -> Result<Outcome, BuilderError> {
+        let clock = self.clock;
+        let options = Options {
+            substitution: Substitution::Off,
+            timeout: order.timeout,
+            max_silent: order.max_silent,
+            cores: order.cores,
+        };
+        let with_grace = |limit: Duration| limit.saturating_add(GRACE);
+        let patience = Patience {
+            deadline: order.timeout.map(|t| later(clock.now().mono, with_grace(t))),
+            silence: order.max_silent.map(with_grace),
+        };
+        self.with(|connection| {
+            set_options(connection, options)?;
+            put_derivation(connection, order)?;
+            connection.wire.stream().patience = patience;
+            let mut last_log = clock.now().mono;
+            connection.answer(&mut |bytes| {
+                last_log = clock.now().mono;
+                log(bytes);
+            })?;
+            let ended = clock.now().mono;
+            let (status, text) = build_result(connection)?;
+            connection.wire.stream().patience =
+                Patience { deadline: None, silence: Some(ANSWER_MAX) };
+            if !text.is_empty() {
+                log(text.as_bytes());
+                log(b"\n");
+            }
+            let was_silent = order.max_silent.is_some_and(|limit| later(last_log, limit) <= ended);
+            let told = result::Told { status, text: &text, was_silent };
+            Ok(result::outcome(&told, order.derivation))
+        })
+    }
+}
+
+impl Builder for Nix {
+    fn store_dir(&self) -> &StoreDir {
+        &self.store_dir
+    }
+
+    fn valid(&mut self, paths: &[StorePath]) -> Result<BTreeSet<StorePath>, BuilderError> {
+        self.check(paths)?;
+        self.with(|connection| {
+            connection.wire.put_u64(op::QUERY_VALID_PATHS)?;
+            put_paths(connection, paths)?;
+            connection.wire.put_u64(0)?; // do not substitute
+            connection.answer(&mut |_| {})?;
+            Ok(read_paths(connection, PATHS_MAX)?.into_iter().collect())
+        })
+    }
+
+    fn substitute(&mut self, paths: &[StorePath]) -> Result<(), BuilderError> {
+        self.check(paths)?;
+        let options =
+            Options { substitution: Substitution::On, timeout: None, max_silent: None, cores: 0 };
+        let result = self.with(|connection| {
+            set_options(connection, options)?;
+            connection.wire.put_u64(op::BUILD_PATHS)?;
+            // A path that is no derivation is made valid by substitution alone.
+            put_paths(connection, paths)?;
+            connection.wire.put_u64(0)?; // build mode: normal
+            connection.answer(&mut |_| {})?;
+            connection.wire.u64()?;
+            Ok(())
+        });
+        match result {
+            // Some could not be had; the others are there.
+            Err(BuilderError::Daemon(_)) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn import(&mut self, info: &PathInfo, nar: &mut dyn Read) -> Result<(), BuilderError> {
+        self.check(std::slice::from_ref(&info.path))?;
+        self.with(|connection| {
+            put_info(connection, info)?;
+            connection.wire.put_framed(info.nar_bytes, nar).map_err(|error| match error {
+                WireError::Source(source) => {
+                    BuilderError::Stream { path: info.path.clone(), source }
+                }
+                error => error.into(),
+            })?;
+            connection.answer(&mut |_| {})
+        })
+    }
+
+    fn path_info(&mut self, path: &StorePath) -> Result<Option<PathInfo>, BuilderError> {
+        self.check(std::slice::from_ref(path))?;
+        self.with(|connection| {
+            connection.wire.put_u64(op::QUERY_PATH_INFO)?;
+            connection.wire.put_bytes(path.to_string().as_bytes())?;
+            connection.answer(&mut |_| {})?;
+            if connection.wire.u64()? == 0 {
+                return Ok(None);
+            }
+            read_info(connection, path).map(Some)
+        })
+    }
+
+    fn dump(&mut self, path: &StorePath, sink: &mut dyn Write) -> Result<(), BuilderError> {
+        // The nar comes without its length, so the record of the path must tell it.
+        let info = self.path_info(path)?.ok_or_else(|| BuilderError::NotValid(path.clone()))?;
+        self.with(|connection| {
+            connection.wire.put_u64(op::NAR_FROM_PATH)?;
+            connection.wire.put_bytes(path.to_string().as_bytes())?;
+            connection.answer(&mut |_| {})?;
+            connection.wire.copy_to(info.nar_bytes, sink).map_err(|error| match error {
+                WireError::Sink(source) => BuilderError::Stream { path: path.clone(), source },
+                error => error.into(),
+            })
+        })
+    }
+
+    fn remove(&mut self, paths: &[StorePath]) -> Result<(), BuilderError> {
+        for path in self.valid(paths)? {
+            let result = self.with(|connection| {
+                connection.wire.put_u64(op::COLLECT_GARBAGE)?;
+                connection.wire.put_u64(3)?; // action: delete these
+                put_paths(connection, std::slice::from_ref(&path))?;
+                connection.wire.put_u64(0)?; // do not ignore that it is alive
+                connection.wire.put_u64(u64::MAX)?; // the most bytes to free
+                for _ in 0..3 {
+                    connection.wire.put_u64(0)?; // obsolete
+                }
+                connection.answer(&mut |_| {})?;
+                connection.wire.list(PATHS_MAX, WORD_BYTES_MAX)?;
+                connection.wire.u64()?; // bytes freed
+                connection.wire.u64()?; // obsolete
+                Ok(())
+            });
+            match result {
+                Err(BuilderError::Daemon(reason)) => {
+                    return Err(BuilderError::OutputsPresent { path, reason });
+                }
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    fn root(&mut self, paths: &[StorePath]) -> Result<(), BuilderError> {
+        self.check(paths)?;
+        self.with(|connection| {
+            for path in paths {
+                connection.wire.put_u64(op::ADD_TEMP_ROOT)?;
+                connection.wire.put_bytes(path.to_string().as_bytes())?;
+                connection.answer(&mut |_| {})?;
+                connection.wire.u64()?;
+            }
+            Ok(())
+        })
+    }
+
+    fn build(
+        &mut self,
+        order: &BuildOrder<'_>,
+        log: &mut dyn FnMut(&[u8]),
+    ) -> Result<Outcome, BuilderError> {
+        self.check(std::slice::from_ref(order.drv_path))?;
+        self.check(order.input_paths)?;
+        let trust = self.connection.as_ref().ok_or(BuilderError::GivenUp)?.trust;
+        if trust == Trust::Untrusted && order.derivation.fixed_output().is_none() {
+            return Ok(Outcome::SetupFailed(SetupFailure::Refused(
+                "the Nix daemon builds single derivations for trusted users only: \
+                 add the agent's user to trusted-users in its nix.conf"
+                    .to_owned(),
+            )));
+        }
+        let start = self.clock.now().mono;
+        match self.ask_to_build(order, log) {
+            // The daemon did not keep its limits, and dropping the connection ends the build.
+            Err(BuilderError::Lost(error)) if error.kind() == io::ErrorKind::TimedOut => {
+                let over = order.timeout.is_some_and(|t| later(start, t) <= self.clock.now().mono);
+                let failure = if over { BuildFailure::Timeout } else { BuildFailure::Silent };
+                Ok(Outcome::Failed(failure))
+            }
+            Err(BuilderError::Daemon(text)) => {
+                log(text.as_bytes());
+                log(b"\n");
+                let refusal = BuilderError::Daemon(text);
+                Ok(Outcome::SetupFailed(refusal.setup_failure()))
+            }
+            Err(error) if error.is_lost() => {
+                Ok(Outcome::SetupFailed(SetupFailure::DaemonUnreachable(telemetry::chain(&error))))
+            }
+            result => result,
+        }
+    }
+}
+
+/// Sets what the daemon may do for the next request.
+fn set_options(connection: &mut Connection, options: Options) -> Result<(), BuilderError> {
+    let seconds = |limit: Option<Duration>| limit.map_or(0, whole_seconds);
+    let wire = &mut connection.wire;
+    wire.put_u64(op::SET_OPTIONS)?;
+    wire.put_u64(0)?; // do not keep the directories of failed builds
+    wire.put_u64(1)?; // keep going: of several paths to substitute, every one is tried
+    wire.put_u64(0)?; // do not build what cannot be substituted
+    wire.put_u64(1)?; // verbosity: warnings
+    wire.put_u64(1)?; // one build at a time, which is all that is asked for
+    wire.put_u64(seconds(options.max_silent))?;
+    wire.put_u64(1)?; // obsolete
+    wire.put_u64(0)?; // verbosity of builds: their log lines are sent
+    wire.put_u64(0)?; // obsolete
+    wire.put_u64(0)?; // obsolete
+    wire.put_u64(u64::from(options.cores))?;
+    wire.put_u64(u64::from(options.substitution == Substitution::On))?;
+    // Untrusted clients may set these too: the time limit, and that no other machine builds.
+    let timeout = seconds(options.timeout).to_string();
+    wire.put_u64(2)?;
+    for word in ["timeout", &timeout, "builders", ""] {
+        wire.put_bytes(word.as_bytes())?;
+    }
+    connection.answer(&mut |_| {})
+}
+
+/// Returns a limit in whole seconds, as the daemon counts them: rounded up, because 0 means none.
+fn whole_seconds(limit: Duration) -> u64 {
+    limit.as_secs().saturating_add(u64::from(limit.subsec_nanos() > 0)).max(1)
+}
+
+/// Writes the request to build a derivation whose inputs are given as paths (`BasicDerivation`).
+fn put_derivation(connection: &mut Connection, order: &BuildOrder<'_>) -> Result<(), BuilderError> {
+    let derivation = order.derivation;
+    let wire = &mut connection.wire;
+    wire.put_u64(op::BUILD_DERIVATION)?;
+    wire.put_bytes(order.drv_path.to_string().as_bytes())?;
+    wire.put_u64(u64::try_from(derivation.outputs.len()).unwrap_or(u64::MAX))?;
+    for output in &derivation.outputs {
+        wire.put_bytes(output.name.as_bytes())?;
+        wire.put_bytes(output.path.to_string().as_bytes())?;
+        wire.put_bytes(output.hash_algorithm.as_bytes())?;
+        wire.put_bytes(output.hash.as_bytes())?;
+    }
+    let inputs: BTreeSet<_> = order.input_paths.iter().map(ToString::to_string).collect();
+    wire.put_list(inputs.iter())?;
+    wire.put_bytes(derivation.system.as_bytes())?;
+    wire.put_bytes(&derivation.builder)?;
+    wire.put_list(derivation.arguments.iter())?;
+    wire.put_u64(u64::try_from(derivation.env.len()).unwrap_or(u64::MAX))?;
+    for (name, value) in &derivation.env {
+        wire.put_bytes(name)?;
+        wire.put_bytes(value)?;
+    }
+    wire.put_u64(0)?; // build mode: normal
+    Ok(())
+}
+
+/// Reads a `BuildResult` and returns its status and its text.
+fn build_result(connection: &mut Connection) -> Result<(u64, String), BuilderError> {
+    let wire = &mut connection.wire;
+    let status = wire.u64()?;
+    let text = plain(&wire.text(TEXT_BYTES_MAX)?);
+    for _ in 0..4 {
+        wire.u64()?; // times built, whether they differed, start, stop
+    }
+    for _ in 0..wire.count(ITEMS_MAX)? {
+        wire.text(WORD_BYTES_MAX)?; // the output
+        wire.text(TEXT_BYTES_MAX)?; // its realisation
+    }
+    Ok((status, text))
+}
+
+/// Writes the request to take in a nar.
+fn put_info(connection: &mut Connection, info: &PathInfo) -> Result<(), BuilderError> {
+    let trusted = connection.trust != Trust::Untrusted;
+    let wire = &mut connection.wire;
+    wire.put_u64(op::ADD_TO_STORE_NAR)?;
+    wire.put_bytes(info.path.to_string().as_bytes())?;
+    let deriver = info.deriver.as_ref().map(ToString::to_string).unwrap_or_default();
+    wire.put_bytes(deriver.as_bytes())?;
+    wire.put_bytes(info.nar_hash.hex().as_bytes())?;
+    wire.put_list(info.references.iter().map(ToString::to_string))?;
+    wire.put_u64(0)?; // registration time: the daemon's
+    wire.put_u64(info.nar_bytes)?;
+    wire.put_u64(0)?; // not built here
+    wire.put_list(info.signatures.iter())?;
+    wire.put_bytes(info.content_address.as_deref().unwrap_or_default().as_bytes())?;
+    wire.put_u64(0)?; // no repair
+    // The daemon ignores it where it does not trust us, and looks for a signature then.
+    wire.put_u64(u64::from(trusted))?;
+    Ok(())
+}
+
+/// Reads what the daemon knows of a path (`UnkeyedValidPathInfo`).
+fn read_info(connection: &mut Connection, path: &StorePath) -> Result<PathInfo, BuilderError> {
+    let deriver = connection.wire.bytes(WORD_BYTES_MAX)?;
+    let hash = connection.wire.bytes(WORD_BYTES_MAX)?;
+    let mut references = read_paths(connection, ITEMS_MAX)?;
+    references.sort();
+    let wire = &mut connection.wire;
+    wire.u64()?; // registration time
+    let nar_bytes = wire.u64()?;
+    wire.u64()?; // whether it was built here
+    let signatures = wire.list(ITEMS_MAX, WORD_BYTES_MAX)?;
+    let content_address = wire.bytes(WORD_BYTES_MAX)?;
+    let text = |bytes: Vec<u8>| {
+        String::from_utf8(bytes)
+            .map_err(|error| BuilderError::Protocol(format!("of {path}: {error}")))
+    };
+    let hash = text(hash)?;
+    Ok(PathInfo {
+        path: path.clone(),
+        nar_hash: Sha256::parse(&hash)
+            .ok_or_else(|| BuilderError::Protocol(format!("the hash of {path} is ‘{hash}’")))?,
+        nar_bytes,
+        references,
+        deriver: if deriver.is_empty() { None } else { Some(read_path(&deriver)?) },
+        signatures: signatures.into_iter().map(text).collect::<Result<_, _>>()?,
+        content_address: Some(text(content_address)?).filter(|text| !text.is_empty()),
+    })
+}
+
+/// Writes a list of paths.
+fn put_paths(connection: &mut Connection, paths: &[StorePath]) -> Result<(), BuilderError> {
+    Ok(connection.wire.put_list(paths.iter().map(ToString::to_string))?)
+}
+
+/// Reads a list of at most `max` paths.
+fn read_paths(connection: &mut Connection, max: u64) -> Result<Vec<StorePath>, BuilderError> {
+    let paths = connection.wire.list(max, WORD_BYTES_MAX)?;
+    paths.iter().map(|path| read_path(path)).collect()
+}
+
+/// Reads a path from the daemon's bytes.
+fn read_path(bytes: &[u8]) -> Result<StorePath, BuilderError> {
+    StorePath::from_bytes(bytes).map_err(|error| BuilderError::Protocol(error.to_string()))
+}

@@ -1,0 +1,499 @@
+//! Builds with the embedded executor: real processes, in namespaces where the kernel grants them.
+#![expect(clippy::unwrap_used, reason = "all of it is a test; a failure names its place")]
+
+#[path = "common/wait.rs"]
+mod wait;
+
+use std::{
+    collections::BTreeSet,
+    env,
+    fs::Permissions,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+use steading::{
+    builders::{self, BuildOrder, Builder, BuilderError, BuilderKind, direct::Place},
+    core::{
+        derivation::{Derivation, Output},
+        hash::Sha256,
+        outcome::{BuildFailure, Outcome, SetupFailure},
+        path_info::PathInfo,
+        store_path::{PathHash, StoreDir, StorePath},
+    },
+};
+use tempfile::TempDir;
+
+/// A store of its own, and the builder that works in it.
+struct World {
+    dir: TempDir,
+    store_dir: StoreDir,
+    physical_dir: PathBuf,
+    place: Place,
+    builder: Box<dyn Builder>,
+}
+
+/// What one build was.
+struct Built {
+    outcome: Outcome,
+    log: String,
+}
+
+impl World {
+    /// A store whose files are where its paths say.
+    fn new() -> Self {
+        Self::with("store", "store")
+    }
+
+    /// A store whose files are elsewhere.
+    fn mounted() -> Self {
+        Self::with("logical", "physical")
+    }
+
+    /// A store like [`World::new`] or [`World::mounted`], on a kernel that grants no namespaces.
+    fn without_namespaces(logical: &str, physical: &str) -> Self {
+        let mut world = Self::with(logical, physical);
+        // In a user namespace whose own limit is zero, nobody gets another.
+        let program = world.dir.path().join("steading");
+        let text = format!(
+            "#!/bin/sh\nexec /usr/bin/unshare --user --map-root-user /bin/sh -c \
+             'echo 0 > /proc/sys/user/max_user_namespaces; exec \"$@\"' sh {} \"$@\"\n",
+            env!("CARGO_BIN_EXE_steading")
+        );
+        fs_err::write(&program, text).unwrap();
+        fs_err::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+        world.open(program);
+        world
+    }
+
+    fn with(logical: &str, physical: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store_dir: StoreDir = dir.path().join(logical).to_str().unwrap().parse().unwrap();
+        let physical_dir = dir.path().join(physical);
+        let place = Place {
+            store_dir: store_dir.clone(),
+            physical_dir: physical_dir.clone(),
+            state_dir: dir.path().join("state"),
+            program: env!("CARGO_BIN_EXE_steading").into(),
+        };
+        let builder = builders::open(BuilderKind::Direct(place.clone())).unwrap();
+        Self { dir, store_dir, physical_dir, place, builder }
+    }
+
+    /// Opens the builder again, with another program around its builds.
+    fn open(&mut self, program: PathBuf) {
+        let place = Place { program, ..self.place.clone() };
+        self.builder = builders::open(BuilderKind::Direct(place)).unwrap();
+    }
+
+    /// Returns a store path; equal names have equal paths.
+    fn path(&self, name: &str) -> StorePath {
+        self.store_dir.path(PathHash::fold(&Sha256::of(name.as_bytes())), name).unwrap()
+    }
+
+    /// Returns where the files of a path are.
+    fn files(&self, path: &StorePath) -> PathBuf {
+        self.physical_dir.join(path.base_name())
+    }
+
+    /// Returns a derivation that runs a script; its outputs are variables, as in Nix.
+    fn derivation(&self, name: &str, script: &str, outputs: &[&str]) -> Derivation<'static> {
+        let outputs: Vec<Output> = outputs
+            .iter()
+            .map(|output| Output {
+                name: (*output).to_owned(),
+                path: self.path(&format!("{name}-{output}")),
+                hash_algorithm: String::new(),
+                hash: String::new(),
+            })
+            .collect();
+        let mut env: Vec<(String, String)> =
+            outputs.iter().map(|o| (o.name.clone(), o.path.to_string())).collect();
+        env.push(("PATH".to_owned(), "/usr/bin:/bin".to_owned()));
+        env.sort();
+        Derivation {
+            outputs,
+            input_derivations: Vec::new(),
+            input_sources: Vec::new(),
+            system: "x86_64-linux".to_owned(),
+            builder: b"/bin/sh".to_vec().into(),
+            arguments: vec![b"-c".to_vec().into(), script.as_bytes().to_vec().into()],
+            env: env
+                .into_iter()
+                .map(|(name, value)| (name.into_bytes().into(), value.into_bytes().into()))
+                .collect(),
+        }
+    }
+
+    fn build(&mut self, derivation: &Derivation<'_>, inputs: &[StorePath]) -> Built {
+        self.build_within(derivation, inputs, None, None)
+    }
+
+    fn build_within(
+        &mut self,
+        derivation: &Derivation<'_>,
+        input_paths: &[StorePath],
+        timeout: Option<Duration>,
+        max_silent: Option<Duration>,
+    ) -> Built {
+        let drv_path = self.path("x.drv");
+        let order = BuildOrder {
+            drv_path: &drv_path,
+            derivation,
+            input_paths,
+            timeout,
+            max_silent,
+            cores: 3,
+        };
+        let mut log = Vec::new();
+        let outcome =
+            self.builder.build(&order, &mut |bytes| log.extend_from_slice(bytes)).unwrap();
+        Built { outcome, log: String::from_utf8(log).unwrap() }
+    }
+
+    /// Builds a script with the output `out`.
+    fn run(&mut self, name: &str, script: &str) -> Built {
+        let derivation = self.derivation(name, script, &["out"]);
+        self.build(&derivation, &[])
+    }
+
+    fn info(&mut self, path: &StorePath) -> PathInfo {
+        self.builder.path_info(path).unwrap().unwrap()
+    }
+
+    fn nar(&mut self, path: &StorePath) -> Vec<u8> {
+        let mut nar = Vec::new();
+        self.builder.dump(path, &mut nar).unwrap();
+        nar
+    }
+
+    /// Asserts that a failed build left neither files nor records nor its directory.
+    fn assert_nothing_left(&self) {
+        for dir in [self.physical_dir.clone(), self.state("builds"), self.state("valid")] {
+            let left: Vec<_> = fs_err::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect();
+            assert_eq!(left, Vec::<PathBuf>::new(), "in {}", dir.display());
+        }
+    }
+
+    fn state(&self, name: &str) -> PathBuf {
+        self.dir.path().join("state").join(name)
+    }
+}
+
+/// Tells whether a process runs that has this text in its command line.
+fn is_running(text: &str) -> bool {
+    let processes = fs_err::read_dir("/proc").unwrap();
+    processes
+        .filter_map(|entry| fs_err::read(entry.ok()?.path().join("cmdline")).ok())
+        .any(|line| line.windows(text.len()).any(|part| part == text.as_bytes()))
+}
+
+fn mode(path: &Path) -> u32 {
+    fs_err::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[test]
+fn a_build_makes_its_outputs_valid_and_canonical() {
+    let mut world = World::new();
+    let script = r"
+        mkdir -p $out/bin; echo run > $out/bin/run; chmod 4755 $out/bin/run
+        ln -s $doc $out/doc; mkdir $out/closed; chmod 0 $out/closed; echo doc > $doc";
+    let derivation = world.derivation("tool", script, &["doc", "out"]);
+    let built = world.build(&derivation, &[]);
+    assert_eq!((built.outcome, built.log.as_str()), (Outcome::Built, ""));
+
+    let (doc, out) = (world.path("tool-doc"), world.path("tool-out"));
+    assert_eq!(world.info(&doc).references, []);
+    let info = world.info(&out);
+    assert_eq!(info.references, std::slice::from_ref(&doc));
+    assert_eq!(info.deriver, Some(world.path("x.drv")));
+    let nar = world.nar(&out);
+    assert_eq!((Sha256::of(&nar), nar.len() as u64), (info.nar_hash, info.nar_bytes));
+
+    let files = world.files(&out);
+    assert_eq!(mode(&files.join("bin/run")), 0o555);
+    assert_eq!(mode(&world.files(&doc)), 0o444);
+    for dir in ["", "bin", "closed"] {
+        assert_eq!(mode(&files.join(dir)), 0o555, "{dir}");
+    }
+    for file in ["", "bin/run", "doc", "closed"] {
+        assert_eq!(fs_err::symlink_metadata(files.join(file)).unwrap().mtime(), 1, "{file}");
+    }
+}
+
+#[test]
+fn outputs_refer_to_inputs_of_inputs_and_to_themselves() {
+    let mut world = World::new();
+    assert_eq!(world.run("low", "echo low > $out").outcome, Outcome::Built);
+    let low = world.path("low-out");
+    let middle = world.derivation("middle", &format!("echo {low} > $out"), &["out"]);
+    assert_eq!(world.build(&middle, std::slice::from_ref(&low)).outcome, Outcome::Built);
+    let middle = world.path("middle-out");
+    let high =
+        world.derivation("high", &format!("cat {middle} > $out; echo $out >> $out"), &["out"]);
+    assert_eq!(world.build(&high, std::slice::from_ref(&middle)).outcome, Outcome::Built);
+    let high = world.path("high-out");
+    let references: BTreeSet<_> = world.info(&high).references.into_iter().collect();
+    assert_eq!(references, BTreeSet::from([high, low.clone()]));
+
+    let error = world.builder.remove(&[low]).unwrap_err();
+    assert!(matches!(error, BuilderError::OutputsPresent { .. }), "{error}");
+}
+
+#[test]
+fn the_environment_is_the_derivations_and_nothing_of_the_machines() {
+    let mut world = World::new();
+    let script = r"
+        echo home $HOME cores $NIX_BUILD_CORES store $NIX_STORE; env | grep -c CARGO
+        [ $PWD = $NIX_BUILD_TOP ] && [ $PWD = $TMPDIR ] && echo place; echo error >&2; echo x > $out";
+    let built = world.run("env", script);
+    let store = world.store_dir.clone();
+    assert_eq!(
+        built.log,
+        format!("home /homeless-shelter cores 3 store {store}\n0\nplace\nerror\n")
+    );
+    assert_eq!(built.outcome, Outcome::Built);
+}
+
+#[test]
+fn variables_can_come_as_files() {
+    let mut world = World::new();
+    let mut derivation = world.derivation("files", "cat $textPath > $out", &["out"]);
+    derivation.env.push((b"passAsFile".to_vec().into(), b"text".to_vec().into()));
+    derivation.env.push((b"text".to_vec().into(), b"long".to_vec().into()));
+    derivation.env.sort();
+    assert_eq!(world.build(&derivation, &[]).outcome, Outcome::Built);
+    assert_eq!(fs_err::read(world.files(&world.path("files-out"))).unwrap(), b"long");
+}
+
+#[test]
+fn failures_are_told_apart_and_leave_nothing() {
+    let mut world = World::new();
+    let failed = world.run("exit", "echo part > $out; echo going; exit 3");
+    assert_eq!(
+        (failed.outcome, failed.log.as_str()),
+        (Outcome::Failed(BuildFailure::Exit(3)), "going\n")
+    );
+    let killed = world.run("signal", "kill -9 $$");
+    assert_eq!(killed.outcome, Outcome::Failed(BuildFailure::Signal(9)));
+    let derivation = world.derivation("two", "echo x > $out", &["doc", "out"]);
+    let outcome = world.build(&derivation, &[]).outcome;
+    assert_eq!(outcome, Outcome::Failed(BuildFailure::NoOutput("doc".to_owned())));
+    let socket = world.run("pipe", "mkdir $out; mkfifo $out/pipe");
+    assert!(matches!(socket.outcome, Outcome::Failed(BuildFailure::OutputRejected(_))));
+    let mut absent = world.derivation("absent", "", &["out"]);
+    absent.builder = b"/does/not/exist".to_vec().into();
+    let absent = world.build(&absent, &[]);
+    assert_eq!(absent.outcome, Outcome::Failed(BuildFailure::Exit(1)));
+    assert!(absent.log.contains("/does/not/exist"), "{}", absent.log);
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_build_over_its_time_is_killed_with_all_it_started() {
+    let mut world = World::new();
+    let mark = "1000.0271";
+    let script =
+        format!("sleep {mark} & setsid sleep {mark} & while true; do echo here; sleep 0.1; done");
+    let derivation = world.derivation("slow", &script, &["out"]);
+    let limit = Some(Duration::from_secs(1));
+    let built = world.build_within(&derivation, &[], limit, None);
+    assert_eq!(built.outcome, Outcome::Failed(BuildFailure::Timeout));
+    assert!(built.log.contains("here\n"));
+    wait::until("everything that was started is gone", || !is_running(mark));
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_silent_build_is_killed() {
+    let mut world = World::new();
+    let derivation = world.derivation("silent", "echo once; sleep 1000.0272", &["out"]);
+    let built = world.build_within(&derivation, &[], None, Some(Duration::from_secs(1)));
+    assert_eq!(built.outcome, Outcome::Failed(BuildFailure::Silent));
+    assert_eq!(built.log, "once\n");
+    wait::until("the builder is gone", || !is_running("1000.0272"));
+}
+
+#[test]
+fn what_a_build_leaves_running_does_not_keep_it_from_ending() {
+    let mut world = World::new();
+    let built = world.run("leaves", "sleep 1000.0273 & echo x > $out");
+    assert_eq!(built.outcome, Outcome::Built);
+    wait::until("what it left is gone", || !is_running("1000.0273"));
+}
+
+#[test]
+fn fixed_outputs_are_held_to_their_hash() {
+    let mut world = World::new();
+    let mut derivation = world.derivation("fixed", "printf content > $out", &["out"]);
+    derivation.outputs[0].hash_algorithm = "sha256".to_owned();
+    derivation.outputs[0].hash = Sha256::of(b"other").hex();
+    let expected = Sha256::of(b"other").to_string();
+    let actual = Sha256::of(b"content").to_string();
+    assert_eq!(
+        world.build(&derivation, &[]).outcome,
+        Outcome::Failed(BuildFailure::HashMismatch { expected, actual: actual.clone() })
+    );
+    world.assert_nothing_left();
+    derivation.outputs[0].hash = Sha256::of(b"content").hex();
+    assert_eq!(world.build(&derivation, &[]).outcome, Outcome::Built);
+    let info = world.info(&derivation.outputs[0].path);
+    assert_eq!(info.content_address, Some(format!("fixed:{actual}")));
+
+    let mut nar = world.derivation("recursive", "mkdir $out; printf content > $out/file", &["out"]);
+    nar.outputs[0].hash_algorithm = "r:sha256".to_owned();
+    nar.outputs[0].hash = Sha256::of(b"").hex();
+    let outcome = world.build(&nar, &[]).outcome;
+    let Outcome::Failed(BuildFailure::HashMismatch { actual, .. }) = outcome else {
+        panic!("{outcome:?}");
+    };
+    nar.outputs[0].hash = Sha256::parse(&actual).unwrap().hex();
+    assert_eq!(world.build(&nar, &[]).outcome, Outcome::Built);
+}
+
+#[test]
+fn forbidden_references_are_rejected() {
+    let mut world = World::new();
+    let mut derivation = world.derivation("own", "echo $out > $out", &["out"]);
+    derivation.env.push((b"allowedReferences".to_vec().into(), b"".to_vec().into()));
+    derivation.env.sort();
+    let outcome = world.build(&derivation, &[]).outcome;
+    assert!(matches!(outcome, Outcome::Failed(BuildFailure::OutputRejected(_))), "{outcome:?}");
+}
+
+#[test]
+fn what_cannot_be_built_here_is_refused_before_it_starts() {
+    let mut world = World::new();
+    let mut builtin = world.derivation("fetch", "", &["out"]);
+    builtin.builder = b"builtin:fetchurl".to_vec().into();
+    let outcome = world.build(&builtin, &[]).outcome;
+    assert!(matches!(outcome, Outcome::SetupFailed(SetupFailure::Refused(_))), "{outcome:?}");
+
+    let (absent, plain) = (world.path("absent"), world.derivation("plain", "", &["out"]));
+    let missing = SetupFailure::MissingInputs(vec![absent.clone()]);
+    assert_eq!(world.build(&plain, &[absent]).outcome, Outcome::SetupFailed(missing));
+
+    assert_eq!(world.run("there", "echo x > $out").outcome, Outcome::Built);
+    let there = world.path("there-out");
+    let present = SetupFailure::OutputsPresent(there.clone());
+    assert_eq!(world.run("there", "echo x > $out").outcome, Outcome::SetupFailed(present));
+    world.builder.remove(std::slice::from_ref(&there)).unwrap();
+    assert!(!world.files(&there).exists());
+    assert_eq!(world.run("there", "echo x > $out").outcome, Outcome::Built);
+}
+
+#[test]
+fn a_nar_goes_from_one_store_into_another_and_is_built_with() {
+    let mut here = World::new();
+    assert_eq!(
+        here.run("tree", "mkdir $out; echo text > $out/file; ln -s file $out/link").outcome,
+        Outcome::Built
+    );
+    let path = here.path("tree-out");
+    let (mut info, nar) = (here.info(&path), here.nar(&path));
+
+    let mut there = World::mounted();
+    let path = there.path("tree-out");
+    info.path = path.clone();
+    info.deriver = None;
+    let mut wrong = info.clone();
+    wrong.nar_hash = Sha256::of(b"");
+    let error = there.builder.import(&wrong, &mut nar.as_slice()).unwrap_err();
+    assert!(matches!(error, BuilderError::NarMismatch { .. }), "{error}");
+    assert!(there.builder.import(&info, &mut &nar[..nar.len() - 8]).is_err());
+    there.assert_nothing_left();
+    there.builder.import(&info, &mut nar.as_slice()).unwrap();
+    there.builder.import(&info, &mut nar.as_slice()).unwrap();
+    assert_eq!(
+        there.builder.valid(&[path.clone(), there.path("other")]).unwrap(),
+        BTreeSet::from([path.clone()])
+    );
+    assert_eq!((there.info(&path), there.nar(&path)), (info, nar));
+
+    // The build sees the file where its path says, although it is elsewhere.
+    let user = there.derivation("user", &format!("cat {path}/link > $out"), &["out"]);
+    let built = there.build(&user, &[path]);
+    assert_eq!((built.outcome, built.log.as_str()), (Outcome::Built, ""));
+    assert_eq!(fs_err::read(there.files(&there.path("user-out"))).unwrap(), b"text\n");
+}
+
+#[test]
+fn a_build_reaches_no_network_and_no_processes_of_the_machine() {
+    let mut world = World::mounted();
+    let script =
+        "cat /proc/net/dev | grep -vc 'lo:\\||'; ls /proc | grep -c '^[0-9]'; id -u; echo x > $out";
+    let built = world.run("alone", script);
+    assert_eq!(built.outcome, Outcome::Built, "{}", built.log);
+    let lines: Vec<&str> = built.log.lines().collect();
+    assert_eq!(lines[0], "0", "network devices besides the loopback");
+    assert!(lines[1].parse::<u32>().unwrap() < 8, "{}", built.log);
+    assert_eq!(lines[2], "1000");
+}
+
+#[test]
+fn the_loopback_device_is_up() {
+    let mut world = World::new();
+    // The address has a route only while the device is up.
+    let built = world.run("loopback", "grep -q 127.0.0.1 /proc/net/fib_trie && echo x > $out");
+    assert_eq!(built.outcome, Outcome::Built, "{}", built.log);
+}
+
+#[test]
+fn without_namespaces_a_build_runs_all_the_same() {
+    let mut world = World::without_namespaces("store", "store");
+    let built = world.run("plain", "sleep 1000.0274 & echo x > $out");
+    assert_eq!(built.outcome, Outcome::Built, "{}", built.log);
+    assert!(built.log.contains("without isolation"), "{}", built.log);
+    let derivation = world.derivation("slow", "sleep 1000.0274 & wait", &["out"]);
+    let built = world.build_within(&derivation, &[], Some(Duration::from_secs(1)), None);
+    assert_eq!(built.outcome, Outcome::Failed(BuildFailure::Timeout), "{}", built.log);
+    wait::until("everything that was started is gone", || !is_running("1000.0274"));
+}
+
+#[test]
+fn without_namespaces_a_store_elsewhere_is_refused() {
+    let mut world = World::without_namespaces("logical", "physical");
+    let outcome = world.run("plain", "echo x > $out").outcome;
+    assert!(
+        matches!(&outcome, Outcome::SetupFailed(SetupFailure::Refused(reason))
+            if reason.contains("cannot be mounted")),
+        "{outcome:?}"
+    );
+    world.assert_nothing_left();
+}
+
+/// Set in the process that the test below starts.
+const BUILD_UNTIL_KILLED: &str = "STEADING_TEST_BUILD_UNTIL_KILLED";
+
+#[test]
+fn ending_the_process_of_an_attempt_ends_its_build() {
+    let this = "ending_the_process_of_an_attempt_ends_its_build";
+    if env::var_os(BUILD_UNTIL_KILLED).is_some() {
+        World::new().run("long", "sleep 1000.0275 & setsid sleep 1000.0275 & wait");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let mut attempt = Command::new(env::current_exe().unwrap())
+        .args(["--exact", this])
+        .env(BUILD_UNTIL_KILLED, "1")
+        .env("TMPDIR", place.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait::until("the build runs", || is_running("sleep\x001000.0275"));
+    attempt.kill().unwrap();
+    attempt.wait().unwrap();
+    wait::until("everything that was started is gone", || !is_running("1000.0275"));
+
+    // The directory of the build stays behind, until the next attempt here begins.
+    let world = place.path().read_dir().unwrap().next().unwrap().unwrap().path();
+    let builds = || world.join("state/builds").read_dir().unwrap().count();
+    assert_eq!(builds(), 1);
+    let store_dir: StoreDir = world.join("store").to_str().unwrap().parse().unwrap();
+    let (physical_dir, state_dir) = (world.join("store"), world.join("state"));
+    let program = env!("CARGO_BIN_EXE_steading").into();
+    let next = Place { store_dir, physical_dir, state_dir, program };
+    builders::open(BuilderKind::Direct(next)).unwrap();
+    assert_eq!(builds(), 0);
+}
