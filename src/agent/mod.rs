@@ -1,0 +1,208 @@
+//! The build machine's side: dials the coordinator, builds what it is given, uploads the outputs.
+//!
+//! This room owns the agent's state directory and the spool of every attempt in it. It never
+//! decides what is built or in which order, listens on no port, and obeys nobody but the
+//! coordinator whose host key is pinned.
+//!
+//! An attempt is not a connection and not this process either. Each one is a process of its own
+//! ([`attempt`]) with its own session, which builds and leaves log and result in its spool. The
+//! agent that started it, or the next one, follows the spool, reports and uploads. So builds
+//! survive lost connections, restarts and upgrades of the agent.
+//!
+//! Entry points: [`run`] is `steading agent`; [`attempt::main`] is the hidden `steading attempt`.
+//! One place, `attempts`, owns what is known of all attempts; each attempt has one `life`, which
+//! tells it by channel how far it is.
+
+pub mod attempt;
+mod attempts;
+mod backoff;
+mod blocking;
+mod bulk;
+mod child;
+mod life;
+mod pack;
+mod prepare;
+mod report;
+mod session;
+mod slots;
+mod spool;
+mod state;
+mod upload;
+mod watch;
+
+use crate::{
+    builders::BuilderKind,
+    core::store_path::StoreDir,
+    protocol::handshake::Capabilities,
+    ssh::{self, ClientConfig, ConnectError, KeyFileError},
+    telemetry::{self, Clock},
+};
+use attempts::Attempts;
+use backoff::Backoff;
+use session::Ended;
+use std::{io, path::PathBuf, sync::Arc};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// The most bulk connections of one agent (design: one to four). One of them is never used for
+/// uploads, so that a new build does not wait for an old one's outputs.
+const BULK_LINES_MAX: usize = 4;
+
+/// What an agent is started with.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// Where the agent keeps its instance id and the spools. One agent per directory.
+    pub state_dir: PathBuf,
+    /// The coordinator's `host:port`.
+    pub coordinator: String,
+    /// The coordinator's host key, as `ssh-ed25519 AAAA…`; two while it is being changed.
+    pub host_keys: Vec<String>,
+    /// The agent's own key file, made when it is missing.
+    pub identity: PathBuf,
+    /// The executable that is started as `attempt SPOOL_DIR` for each attempt;
+    /// [`AgentConfig::THIS_PROGRAM`] unless the caller is another program.
+    pub program: PathBuf,
+    /// What builds on this machine.
+    pub builder: BuilderKind,
+    /// Systems built natively, such as `x86_64-linux`.
+    pub systems: Vec<String>,
+    /// Systems built through emulation.
+    pub emulated_systems: Vec<String>,
+    /// What is offered to `requiredSystemFeatures`.
+    pub features: Vec<String>,
+    /// How many builds run at a time (`max-parallel-builds`).
+    pub slots: u32,
+    /// How many attempts upload at a time (`max-parallel-uploads`), from 1 to 3.
+    pub uploads: u32,
+    /// How many processors one build should use; 0 leaves it to the builder.
+    pub cores: u32,
+}
+
+impl AgentConfig {
+    /// The running executable, also after its file was replaced.
+    pub const THIS_PROGRAM: &'static str = "/proc/self/exe";
+
+    /// Returns what the agent says of itself in its first message.
+    fn capabilities(&self) -> Capabilities {
+        let (dialect, store_dir) = dialect(&self.builder);
+        Capabilities {
+            store_dir: store_dir.clone(),
+            dialect: dialect.to_owned(),
+            systems: self.systems.clone(),
+            emulated_systems: self.emulated_systems.clone(),
+            features: self.features.clone(),
+            slots: self.slots,
+        }
+    }
+}
+
+/// Returns the word for a kind of builder, and the store that it builds into.
+const fn dialect(builder: &BuilderKind) -> (&'static str, &StoreDir) {
+    match builder {
+        BuilderKind::Nix { store_dir, .. } => ("nix", store_dir),
+        BuilderKind::Direct(place) => ("direct", &place.store_dir),
+    }
+}
+
+/// Why an agent cannot run at all. Everything that may pass by itself is retried instead.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The state directory cannot be used.
+    #[error("the state directory {} cannot be used: check that this user may write there", path.display())]
+    StateDir {
+        /// The directory of the configuration.
+        path: PathBuf,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Another agent runs on the same state directory.
+    #[error("another agent uses {}: stop it, or give this one its own directory", .0.display())]
+    InUse(PathBuf),
+    /// The file with the instance id was changed.
+    #[error("{} does not hold an instance id: remove it and the agent makes a new one", .0.display())]
+    Instance(PathBuf),
+    /// There is no usable key.
+    #[error("the agent has no key")]
+    Identity(#[source] KeyFileError),
+    /// The pinned host keys are not usable.
+    #[error("the coordinator cannot be recognized")]
+    HostKeys(#[source] ConnectError),
+}
+
+/// What every attempt's life uses.
+struct Equipment {
+    config: AgentConfig,
+    pool: bulk::Pool,
+    uploads: Arc<Semaphore>,
+}
+
+/// Runs the agent until `cancel` fires. Attempts go on in their own processes after that, and the
+/// next agent on the same state directory takes them over.
+///
+/// # Errors
+/// [`AgentError`]: correct the configuration and start again.
+pub async fn run(
+    config: AgentConfig,
+    clock: Clock,
+    cancel: CancellationToken,
+) -> Result<(), AgentError> {
+    let state = state::open(&config.state_dir, clock)?;
+    let identity = ssh::host_key::load_or_create(&config.identity).map_err(AgentError::Identity)?;
+    tracing::info!(key = identity.public_line(), coordinator = config.coordinator, "agent started");
+    let client = ClientConfig {
+        address: config.coordinator.clone(),
+        host_keys: config.host_keys.clone(),
+        identity,
+        user: "steading".to_owned(),
+    };
+    let uploads = usize::try_from(config.uploads).unwrap_or(usize::MAX);
+    let uploads = uploads.clamp(1, BULK_LINES_MAX - 1);
+    let equipment = Equipment {
+        pool: bulk::Pool::start(client.clone(), uploads + 1, cancel.child_token()),
+        uploads: Arc::new(Semaphore::new(uploads)),
+        config,
+    };
+    let mut attempts = Attempts::restore(state.attempts_dir(), Arc::new(equipment))?;
+    let dialer = session::Dialer { client, instance: state.instance, clock, cancel };
+    tokio::select! {
+        () = dialer.cancel.cancelled() => {
+            tracing::info!("agent stopped; running attempts go on");
+            Ok(())
+        }
+        error = keep_connected(&dialer, &mut attempts) => Err(error),
+    }
+}
+
+/// Connects for ever; returns only when the configuration is wrong.
+async fn keep_connected(dialer: &session::Dialer, attempts: &mut Attempts) -> AgentError {
+    let mut backoff = Backoff::default();
+    loop {
+        let ended = session::run(dialer, attempts).await;
+        attempts.unlink();
+        let pause = match ended {
+            Ended::Misconfigured(error) => return AgentError::HostKeys(error),
+            Ended::Refused(reason) => {
+                // Only a person can lift that, often at this very moment: a machine whose key was
+                // just copied should not wait for long.
+                tracing::error!(reason, "the coordinator refuses this agent");
+                backoff.pause()
+            }
+            Ended::Unreached(error) => {
+                tracing::warn!(error = telemetry::chain(&error), "coordinator not reached");
+                backoff.pause()
+            }
+            Ended::Lost(reason) => {
+                tracing::warn!(reason, "session lost; running attempts go on");
+                backoff = Backoff::default();
+                backoff.pause()
+            }
+            Ended::Restarting(back_in) => {
+                tracing::info!("coordinator restarts; running attempts go on");
+                backoff = Backoff::default();
+                back_in.saturating_add(backoff.pause())
+            }
+        };
+        attempts.meanwhile(tokio::time::sleep(pause)).await;
+    }
+}

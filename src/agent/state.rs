@@ -1,0 +1,100 @@
+//! The agent's state directory: who it is, and where its spools are.
+//!
+//! `instance` holds the id that tells this installation from another that uses the same key;
+//! `attempts/ATTEMPT-ID/` are the spools; `lock` keeps a second agent out.
+
+use super::{AgentError, spool};
+use crate::{core::id::InstanceId, telemetry::Clock};
+use rustix::fs::{FlockOperation, flock};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// The opened state directory. It is locked for as long as this value lives.
+#[derive(Debug)]
+pub(super) struct State {
+    /// Which installation this is.
+    pub(super) instance: InstanceId,
+    dir: PathBuf,
+    _lock: fs_err::File,
+}
+
+impl State {
+    /// Returns the directory of the spools.
+    pub(super) fn attempts_dir(&self) -> PathBuf {
+        self.dir.join("attempts")
+    }
+}
+
+/// Opens the state directory and makes what is missing in it. Blocks on the disk.
+///
+/// # Errors
+/// [`AgentError::StateDir`], [`AgentError::InUse`], [`AgentError::Instance`].
+pub(super) fn open(dir: &Path, clock: Clock) -> Result<State, AgentError> {
+    let unusable = |source| AgentError::StateDir { path: dir.to_owned(), source };
+    fs_err::create_dir_all(dir.join("attempts")).map_err(unusable)?;
+    let lock = fs_err::File::create(dir.join("lock")).map_err(unusable)?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(AgentError::InUse(dir.to_owned())),
+        Err(error) => return Err(unusable(error.into())),
+    }
+    let instance = match read_instance(dir)? {
+        Some(instance) => instance,
+        None => make_instance(dir, clock).map_err(unusable)?,
+    };
+    // The spools' paths are given to processes that may have another working directory.
+    let dir = fs_err::canonicalize(dir).map_err(unusable)?;
+    Ok(State { instance, dir, _lock: lock })
+}
+
+fn read_instance(dir: &Path) -> Result<Option<InstanceId>, AgentError> {
+    let path = dir.join("instance");
+    match fs_err::read_to_string(&path) {
+        Ok(text) => match text.trim().parse() {
+            Ok(instance) => Ok(Some(instance)),
+            Err(_) => Err(AgentError::Instance(path)),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(AgentError::StateDir { path: dir.to_owned(), source }),
+    }
+}
+
+fn make_instance(dir: &Path, clock: Clock) -> io::Result<InstanceId> {
+    let mut random = [0u8; 10];
+    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    let instance = InstanceId::at(clock.now().wall, random);
+    spool::write_durably(dir, "instance", format!("{instance}\n").as_bytes())?;
+    Ok(instance)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_instance_is_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path(), Clock::start()).unwrap().instance;
+        let second = open(dir.path(), Clock::start()).unwrap().instance;
+        assert_eq!(first, second);
+    }
+
+    #[test]
+    fn a_second_agent_is_kept_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path(), Clock::start()).unwrap();
+        assert!(matches!(open(dir.path(), Clock::start()), Err(AgentError::InUse(_))));
+        drop(first);
+        assert!(open(dir.path(), Clock::start()).is_ok());
+    }
+
+    #[test]
+    fn a_changed_instance_file_is_told_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        fs_err::write(dir.path().join("instance"), "me").unwrap();
+        assert!(matches!(open(dir.path(), Clock::start()), Err(AgentError::Instance(_))));
+        assert_eq!(fs_err::read(dir.path().join("instance")).unwrap(), b"me");
+    }
+}
