@@ -2,6 +2,8 @@
 
 pub mod agent;
 pub mod builders;
+pub mod config;
+pub mod coordinator;
 pub mod core;
 pub mod depot;
 pub mod formats;

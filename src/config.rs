@@ -1,0 +1,154 @@
+//! `steading.toml`: every key, its unit and its default.
+//!
+//! | key | unit | default | meaning |
+//! |---|---|---|---|
+//! | `listen` | address and port | `[::]:2222` | where the coordinator listens; port 0 picks one |
+//! | `strategy` | `basic`, `derivation-ordered` | `basic` | when an input holds a build back |
+//! | `priority-step` | minutes | 5 | how much waiting one point of priority is worth |
+//! | `lease` | seconds | 1200 | how long an agent may be away before its builds go to others |
+//! | `signing-key-name` | text | host name and `-1` | the name of a signing key made at first start |
+//! | `publish."STORE DIR"` | `complete`, `external-references-allowed` | `complete` | when a path becomes visible |
+//!
+//! The file is read at start; a change needs a restart.
+
+use crate::{
+    core::{engine::Settings, plan::Strategy, store_path::StoreDir},
+    depot::PublishPolicy,
+};
+use fs_err as fs;
+use std::{collections::BTreeMap, io, net::SocketAddr, path::Path};
+
+/// The coordinator's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Config {
+    /// Where the coordinator listens.
+    pub listen: SocketAddr,
+    /// When an input holds a build back.
+    pub strategy: Strategy,
+    /// How many minutes of waiting one point of priority is worth.
+    pub priority_step: u32,
+    /// How long an agent may be away before its builds go to others, in seconds.
+    pub lease: u32,
+    /// The name of a signing key made at first start.
+    pub signing_key_name: Option<String>,
+    /// When a path becomes visible, by store directory.
+    pub publish: BTreeMap<StoreDir, PublishPolicy>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0u16; 8], 2222)),
+            strategy: Strategy::default(),
+            priority_step: 5,
+            lease: 1_200,
+            signing_key_name: None,
+            publish: BTreeMap::new(),
+        }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration")]
+    Read(#[source] io::Error),
+    /// The file is not what it should be.
+    #[error("{path}: {message}")]
+    Parse {
+        /// The file.
+        path: String,
+        /// Where and what, as the TOML reader prints it.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads a file; its absence means the defaults when `Presence::Optional`.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read(path: &Path, presence: Presence) -> Result<Self, ConfigError> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error)
+                // Where the directory is none, the start will say so in better words.
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+                    && presence == Presence::Optional =>
+            {
+                return Ok(Self::default());
+            }
+            Err(error) => return Err(ConfigError::Read(error)),
+        };
+        toml::from_str(&text).map_err(|error| ConfigError::Parse {
+            path: path.display().to_string(),
+            message: error.to_string().trim_end().to_owned(),
+        })
+    }
+
+    /// Returns what the engine needs of it.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            strategy: self.strategy,
+            priority_step: i64::from(self.priority_step),
+            lease_ms: u64::from(self.lease) * 1_000,
+        }
+    }
+}
+
+/// Whether a file must be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// It was named by the operator.
+    Required,
+    /// It is the usual one.
+    Optional,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("steading.toml");
+        fs::write(&path, text).unwrap();
+        Config::read(&path, Presence::Required).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        assert_eq!(parse(""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let config = parse(
+            "listen = '127.0.0.1:0'\nstrategy = 'derivation-ordered'\npriority-step = 1\n\
+             lease = 60\nsigning-key-name = 'farm-2'\n\
+             [publish]\n'/nix/store' = 'external-references-allowed'\n",
+        )
+        .unwrap();
+        assert_eq!(config.strategy, Strategy::DerivationOrdered);
+        assert_eq!(config.settings().lease_ms, 60_000);
+        assert_eq!(
+            config.publish.get(&StoreDir::nix()),
+            Some(&PublishPolicy::ExternalReferencesAllowed)
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_the_known_ones() {
+        let error = parse("stratgy = 'basic'\n").unwrap_err();
+        assert!(error.contains("stratgy") && error.contains("`strategy`"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_place() {
+        let error = parse("strategy = 'fast'\n").unwrap_err();
+        assert!(error.contains("line 1") && error.contains("derivation-ordered"), "{error}");
+    }
+}

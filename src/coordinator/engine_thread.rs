@@ -1,0 +1,409 @@
+//! The one thread that owns the truth: it drains a batch of inputs, steps the engine, commits, and
+//! only then lets the effects out.
+//!
+//! When a commit fails, the thread ends with the error and the process with it: memory must never
+//! run ahead of the disk.
+
+use super::{logs::Logs, publishing::PublishQueue};
+use crate::{
+    core::{
+        agent::SessionId,
+        build::ShownState,
+        change::{Change, Limits},
+        engine::{
+            Answer, Ask, Effect, Engine, IdSource, Input, Inputs, Order, Settings, Step,
+            Submission, Token, Told,
+        },
+        id::{AttemptId, BuildId, Name},
+        store_path::{PathHash, StorePath},
+    },
+    store::{Store, StoreError},
+    telemetry::Clock,
+};
+use std::{collections::BTreeMap, time::Duration};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+/// How many messages may wait for the engine; senders wait beyond that.
+const MESSAGES_MAX: usize = 4_096;
+/// How many inputs go into one commit. A commit costs about 5 ms on a slow disk; beyond some
+/// hundreds the gain is small and the first one waits longer.
+const BATCH_MAX: usize = 1_024;
+/// How many orders may wait for one agent's session. An agent that takes none is cut off.
+pub const ORDERS_MAX: usize = 1_024;
+
+/// A request for builds, before the facts are read.
+#[derive(Debug, Clone)]
+pub struct SubmitRequest {
+    /// Who asks.
+    pub submitter: Name,
+    /// The derivations, in the order of the answer.
+    pub roots: Vec<StorePath>,
+    /// Whether builds are made for inputs.
+    pub inputs: Inputs,
+    /// The priority of each build.
+    pub priority: i32,
+    /// The limits of each build.
+    pub limits: Limits,
+    /// The tags of each build.
+    pub tags: Vec<(String, String)>,
+    /// The submitter's own name for the request.
+    pub key: Option<String>,
+}
+
+/// The answer to a [`SubmitRequest`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Submitted {
+    /// The builds exist, durably.
+    Builds {
+        /// One per root.
+        builds: Vec<BuildId>,
+        /// How many more were made for inputs.
+        implied: usize,
+    },
+    /// These derivations are not known here; nothing was changed.
+    Unknown(Vec<PathHash>),
+}
+
+/// What the engine's thread is sent.
+enum Message {
+    Input { make: Box<dyn FnOnce(Token) -> Input + Send>, reply: Option<oneshot::Sender<Answer>> },
+    Submit { request: Box<SubmitRequest>, reply: oneshot::Sender<Submitted> },
+    Attach { session: SessionId, orders: mpsc::Sender<Order> },
+    Ask { question: Ask, reply: oneshot::Sender<Told> },
+    CompareWithDisk { reply: oneshot::Sender<Vec<String>> },
+}
+
+/// The engine is gone: the process is stopping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the coordinator is stopping; try again in a moment")]
+pub struct EngineGone;
+
+/// The way to the engine; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct EngineHandle {
+    messages: mpsc::Sender<Message>,
+}
+
+impl EngineHandle {
+    /// Hands in an input and waits until its changes are durable and it is answered.
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub async fn request(
+        &self,
+        make: impl FnOnce(Token) -> Input + Send + 'static,
+    ) -> Result<Answer, EngineGone> {
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Input { make: Box::new(make), reply: Some(reply) };
+        self.messages.send(message).await.map_err(|_| EngineGone)?;
+        answer.await.map_err(|_| EngineGone)
+    }
+
+    /// Hands in an input that has no answer.
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub async fn tell(&self, input: Input) -> Result<(), EngineGone> {
+        let message = Message::Input { make: Box::new(|_| input), reply: None };
+        self.messages.send(message).await.map_err(|_| EngineGone)
+    }
+
+    /// Hands in an input that has no answer, from a thread that may wait.
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub fn tell_blocking(&self, input: Input) -> Result<(), EngineGone> {
+        let message = Message::Input { make: Box::new(|_| input), reply: None };
+        self.messages.blocking_send(message).map_err(|_| EngineGone)
+    }
+
+    /// Writes facts down and waits until they are durable, from a thread that may wait.
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub fn record_blocking(&self, changes: Vec<Change>) -> Result<(), EngineGone> {
+        let (reply, answer) = oneshot::channel();
+        let make = Box::new(|token| Input::Record { token: Some(token), changes });
+        let message = Message::Input { make, reply: Some(reply) };
+        self.messages.blocking_send(message).map_err(|_| EngineGone)?;
+        answer.blocking_recv().map(drop).map_err(|_| EngineGone)
+    }
+
+    /// Asks for builds.
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub async fn submit(&self, request: SubmitRequest) -> Result<Submitted, EngineGone> {
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Submit { request: Box::new(request), reply };
+        self.messages.send(message).await.map_err(|_| EngineGone)?;
+        answer.await.map_err(|_| EngineGone)
+    }
+
+    /// Connects a session's outbox, before the session's agent joins.
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub async fn attach(
+        &self,
+        session: SessionId,
+        orders: mpsc::Sender<Order>,
+    ) -> Result<(), EngineGone> {
+        self.messages.send(Message::Attach { session, orders }).await.map_err(|_| EngineGone)
+    }
+
+    /// Asks about open state.
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub async fn ask(&self, question: Ask) -> Result<Told, EngineGone> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.send(Message::Ask { question, reply }).await.map_err(|_| EngineGone)?;
+        answer.await.map_err(|_| EngineGone)
+    }
+
+    /// Returns how memory differs from what the database would give now.
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub async fn compare_with_disk(&self) -> Result<Vec<String>, EngineGone> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.send(Message::CompareWithDisk { reply }).await.map_err(|_| EngineGone)?;
+        answer.await.map_err(|_| EngineGone)
+    }
+}
+
+/// Random bytes of the operating system, for ids.
+struct SystemIds;
+
+impl IdSource for SystemIds {
+    fn random(&mut self) -> [u8; 10] {
+        let mut bytes = [0; 10];
+        getrandom::fill(&mut bytes).expect("the operating system has randomness");
+        bytes
+    }
+}
+
+/// Who is told what happened, once it is durable.
+pub(super) struct Outlets {
+    pub(super) logs: Logs,
+    pub(super) publish: PublishQueue,
+    pub(super) rested: broadcast::Sender<(BuildId, ShownState)>,
+    pub(super) allocated: broadcast::Sender<(BuildId, AttemptId)>,
+}
+
+/// The engine's thread.
+pub(super) struct EngineThread {
+    engine: Engine,
+    store: Store,
+    clock: Clock,
+    messages: mpsc::Receiver<Message>,
+    outlets: Outlets,
+    sessions: BTreeMap<SessionId, mpsc::Sender<Order>>,
+    replies: BTreeMap<Token, oneshot::Sender<Answer>>,
+    submitters: BTreeMap<Token, oneshot::Sender<Submitted>>,
+    next_token: u64,
+}
+
+/// Starts the thread. The receiver gets the error that ended it, or nothing when all handles are
+/// gone.
+pub(super) fn spawn(
+    store: Store,
+    settings: Settings,
+    clock: Clock,
+    outlets: Outlets,
+) -> Result<(EngineHandle, oneshot::Receiver<Result<(), StoreError>>), StoreError> {
+    let saved = store.load()?;
+    let engine = Engine::restore(settings, clock.now(), saved)
+        .map_err(|what| StoreError::Damaged { table: "builds", what })?;
+    let (sender, messages) = mpsc::channel(MESSAGES_MAX);
+    let (ended, end) = oneshot::channel();
+    let thread = EngineThread {
+        engine,
+        store,
+        clock,
+        messages,
+        outlets,
+        sessions: BTreeMap::new(),
+        replies: BTreeMap::new(),
+        submitters: BTreeMap::new(),
+        next_token: 1,
+    };
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new()
+        .name("engine".to_owned())
+        .spawn(move || {
+            let result = thread.run(&runtime);
+            // Nobody listens any more when the process is already stopping.
+            drop(ended.send(result));
+        })
+        .expect("a thread can be started");
+    Ok((EngineHandle { messages: sender }, end))
+}
+
+impl EngineThread {
+    fn run(mut self, runtime: &tokio::runtime::Handle) -> Result<(), StoreError> {
+        loop {
+            let pause = self.engine.wakes_in_ms(self.clock.now()).map(Duration::from_millis);
+            let first = runtime.block_on(async {
+                match pause {
+                    Some(pause) => tokio::time::timeout(pause, self.messages.recv()).await.ok(),
+                    None => Some(self.messages.recv().await),
+                }
+            });
+            match first {
+                None => self.turn(Vec::new())?,
+                Some(None) => return Ok(()),
+                Some(Some(message)) => self.drain(message)?,
+            }
+        }
+    }
+
+    /// Takes in what has arrived, up to a batch. Questions and submissions see only what is
+    /// durable, so whatever came before them is committed first.
+    fn drain(&mut self, first: Message) -> Result<(), StoreError> {
+        let mut inputs = Vec::new();
+        let mut next = Some(first);
+        while let Some(message) = next {
+            match message {
+                Message::Input { make, reply } => {
+                    let token = self.token();
+                    if let Some(reply) = reply {
+                        self.replies.insert(token, reply);
+                    }
+                    inputs.push(make(token));
+                }
+                Message::Attach { session, orders } => {
+                    self.sessions.insert(session, orders);
+                }
+                Message::Submit { request, reply } => {
+                    self.turn(std::mem::take(&mut inputs))?;
+                    self.submit(*request, reply)?;
+                }
+                Message::Ask { question, reply } => {
+                    self.turn(std::mem::take(&mut inputs))?;
+                    // Whoever asked may have gone.
+                    drop(reply.send(self.engine.ask(&question)));
+                }
+                Message::CompareWithDisk { reply } => {
+                    self.turn(std::mem::take(&mut inputs))?;
+                    drop(reply.send(self.compare()?));
+                }
+            }
+            next = if inputs.len() < BATCH_MAX { self.messages.try_recv().ok() } else { None };
+        }
+        self.turn(inputs)
+    }
+
+    /// Steps, commits, and lets the effects out.
+    fn turn(&mut self, inputs: Vec<Input>) -> Result<(), StoreError> {
+        let Step { changes, effects } = self.engine.step(self.clock.now(), &mut SystemIds, inputs);
+        self.store.commit(&changes)?;
+        for effect in effects {
+            self.let_out(effect);
+        }
+        Ok(())
+    }
+
+    fn submit(
+        &mut self,
+        request: SubmitRequest,
+        reply: oneshot::Sender<Submitted>,
+    ) -> Result<(), StoreError> {
+        let roots: Vec<PathHash> = request.roots.iter().map(StorePath::hash).collect();
+        let key = request.key.as_deref();
+        let found = self.store.submission_facts(&roots, request.inputs, &request.submitter, key)?;
+        if !found.unknown.is_empty() {
+            drop(reply.send(Submitted::Unknown(found.unknown)));
+            return Ok(());
+        }
+        let token = self.token();
+        self.submitters.insert(token, reply);
+        let submission = Box::new(Submission {
+            submitter: request.submitter,
+            roots: found.roots,
+            facts: found.facts,
+            inputs: request.inputs,
+            priority: request.priority,
+            limits: request.limits,
+            tags: request.tags,
+            key: request.key,
+        });
+        self.turn(vec![Input::Submit { token, submission }])
+    }
+
+    fn let_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Tell { session, order } => self.tell(session, order),
+            Effect::Reply { token, answer: Answer::Submitted { builds, implied } } => {
+                if let Some(reply) = self.submitters.remove(&token) {
+                    drop(reply.send(Submitted::Builds { builds, implied }));
+                }
+            }
+            Effect::Reply { token, answer } => {
+                if let Some(reply) = self.replies.remove(&token) {
+                    drop(reply.send(answer));
+                }
+            }
+            // Nobody may be waiting.
+            Effect::Rested { build, state } => drop(self.outlets.rested.send((build, state))),
+            Effect::SealLog { attempt } => self.outlets.logs.seal(attempt),
+            Effect::Publish { paths } => self.outlets.publish.push(paths),
+        }
+    }
+
+    /// Sends an order to a session. A session that lets its orders pile up, or has ended, loses its
+    /// outbox: its task sees that and closes the connection, and the agent comes again.
+    fn tell(&mut self, session: SessionId, order: Order) {
+        if let Order::Allocate { build, attempt, .. } = &order {
+            // Nobody may be waiting.
+            self.outlets.allocated.send((*build, *attempt)).ok();
+        }
+        let last = matches!(order, Order::Refuse { .. } | Order::Replaced);
+        let Some(orders) = self.sessions.get(&session) else { return };
+        let sent = orders.try_send(order);
+        if sent.is_err() || last {
+            if sent.is_err() {
+                tracing::warn!(session = session.0, "an agent does not take its orders");
+            }
+            self.sessions.remove(&session);
+        }
+    }
+
+    /// Loads the open state anew and compares it with memory.
+    fn compare(&self) -> Result<Vec<String>, StoreError> {
+        let saved = self.store.load()?;
+        let reloaded = match Engine::restore(*self.engine.settings(), self.clock.now(), saved) {
+            Ok(engine) => engine.snapshot(),
+            Err(what) => return Ok(vec![what]),
+        };
+        let memory = self.engine.snapshot();
+        let mut findings = Vec::new();
+        for (id, build) in &memory.builds {
+            if reloaded.builds.get(id) != Some(build) {
+                findings.push(format!(
+                    "build {id}: memory says {build:?}, the database {:?}",
+                    reloaded.builds.get(id)
+                ));
+            }
+        }
+        for id in reloaded.builds.keys().filter(|id| !memory.builds.contains_key(id)) {
+            findings.push(format!("build {id}: open in the database, not in memory"));
+        }
+        for (path, derivation) in &memory.derivations {
+            if reloaded.derivations.get(path) != Some(derivation) {
+                findings.push(format!(
+                    "derivation {path:?}: memory says {derivation:?}, the database {:?}",
+                    reloaded.derivations.get(path)
+                ));
+            }
+        }
+        Ok(findings)
+    }
+
+    fn token(&mut self) -> Token {
+        let token = Token(self.next_token);
+        self.next_token += 1;
+        token
+    }
+}

@@ -1,0 +1,59 @@
+//! The shell around the rules: one thread runs the engine and owns the write connection; sessions
+//! bring it inputs and carry its effects out.
+//!
+//! What this room owns: the engine's thread ([`engine_thread`]), the logs of attempts ([`logs`]),
+//! the control and bulk sessions of agents ([`control`], [`bulk`]), the intake of submissions
+//! ([`submission`]) and the publishing thread ([`publishing`]). What it never does: decide anything
+//! about builds (that is `core`), or speak to people (that is `commands`). It is started by
+//! [`start::start`].
+
+pub mod bulk;
+pub mod control;
+pub mod engine_thread;
+pub mod inputs;
+pub mod logs;
+pub mod publishing;
+pub mod readers;
+pub mod start;
+pub mod submission;
+pub mod upload;
+
+use crate::{
+    core::{
+        build::ShownState,
+        id::{AttemptId, BuildId},
+    },
+    depot::Depot,
+    ssh::Monitor,
+    telemetry::Clock,
+};
+use engine_thread::EngineHandle;
+use logs::Logs;
+use readers::Readers;
+use std::path::PathBuf;
+use tokio::sync::broadcast;
+
+/// Everything a session or a command needs of the coordinator; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Coordinator {
+    /// The engine.
+    pub engine: EngineHandle,
+    /// Read-only connections to the database.
+    pub readers: Readers,
+    /// The nars.
+    pub depot: Depot,
+    /// The logs.
+    pub logs: Logs,
+    /// Where builds come to rest: final, or blocked.
+    pub rested: broadcast::Sender<(BuildId, ShownState)>,
+    /// Where agents are given builds.
+    pub allocated: broadcast::Sender<(BuildId, AttemptId)>,
+    /// The clock.
+    pub clock: Clock,
+    /// The state directory.
+    pub state_dir: PathBuf,
+    /// Who is connected.
+    pub monitor: Monitor,
+    /// When this process began, for `status`.
+    pub started_at: crate::core::time::Timestamp,
+}

@@ -1,0 +1,255 @@
+//! Starting: the state directory made and locked, the database opened, the threads and the door
+//! started, and requests handed to those who serve them.
+
+use super::{
+    Coordinator, bulk, control,
+    engine_thread::{self, Outlets},
+    logs::Logs,
+    publishing,
+    readers::Readers,
+};
+use crate::{
+    config::Config,
+    depot::{Depot, DepotError, Publisher},
+    protocol::{BULK_SUBSYSTEM, CONTROL_SUBSYSTEM},
+    ssh::{self, Door, DoorConfig, DoorError, DoorLimits, Request, RequestKind, Role},
+    store::{Store, StoreError},
+    telemetry::Clock,
+};
+use fs_err as fs;
+use rustix::fs::{FlockOperation, flock};
+use std::{
+    io,
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+use tokio::sync::{broadcast, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// How many builds may come to rest before somebody who waits looks; it then asks again.
+const RESTED_MAX: usize = 4_096;
+/// The same for builds that are given to agents.
+const ALLOCATED_MAX: usize = 4_096;
+/// The folders of the keydir, one per role.
+const ROLE_FOLDERS: [&str; 5] = ["agents", "viewers", "submitters", "operators", "admins"];
+
+/// Why the coordinator cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory cannot be made or written.
+    #[error(
+        "cannot use the state directory {path}: make it writable for this user, or name another \
+         with --state"
+    )]
+    StateDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Another coordinator uses it.
+    #[error(
+        "another coordinator runs on {0}: stop it first, or name another directory with --state"
+    )]
+    Locked(PathBuf),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The depot.
+    #[error(transparent)]
+    Depot(#[from] DepotError),
+    /// The door.
+    #[error(transparent)]
+    Door(#[from] DoorError),
+    /// There is no randomness.
+    #[error("the operating system gives no randomness")]
+    Randomness,
+}
+
+/// A started coordinator.
+#[derive(Debug)]
+pub struct Started {
+    /// What sessions and commands need.
+    pub coordinator: Coordinator,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The public half of its host key, as in `known_hosts`.
+    pub host_public_key: String,
+    /// The public signing key of the Nix dialect.
+    pub signing_public_key: String,
+    door: Door,
+    engine_end: oneshot::Receiver<Result<(), StoreError>>,
+    /// Keeps others off the state directory.
+    lock: fs::File,
+}
+
+/// Starts a coordinator on a state directory.
+///
+/// # Errors
+/// [`StartError`]; nothing is left running then.
+pub async fn start(
+    state_dir: &Path,
+    config: &Config,
+    listen: SocketAddr,
+    clock: Clock,
+    cancel: CancellationToken,
+) -> Result<Started, StartError> {
+    let unusable = |source| StartError::StateDir { path: state_dir.to_owned(), source };
+    make_dirs(state_dir).map_err(unusable)?;
+    let lock = lock(state_dir)?;
+    let database = state_dir.join("steading.db");
+    let store = Store::open(&database)?;
+    let depot = open_depot(state_dir, config)?;
+    let logs = Logs::start(state_dir.join("logs"));
+    let (publish, publishing) = publishing::queue();
+    let (rested, _) = broadcast::channel(RESTED_MAX);
+    let (allocated, _) = broadcast::channel(ALLOCATED_MAX);
+    let outlets = Outlets {
+        logs: logs.clone(),
+        publish,
+        rested: rested.clone(),
+        allocated: allocated.clone(),
+    };
+    let (engine, engine_end) = engine_thread::spawn(store, config.settings(), clock, outlets)?;
+    let readers = Readers::new(database);
+    let publisher = Publisher::new(depot.clone(), config.publish.clone());
+    publishing.start(publisher, readers.open()?, engine.clone(), clock);
+    let door = ssh::open(
+        DoorConfig {
+            listen,
+            host_key: state_dir.join("secrets/host_ed25519"),
+            keydir: state_dir.join("keys"),
+            limits: DoorLimits::default(),
+        },
+        clock,
+        cancel,
+    )
+    .await?;
+    let signing_public_key = depot.public_key();
+    let coordinator = Coordinator {
+        engine,
+        readers,
+        depot,
+        logs,
+        rested,
+        allocated,
+        clock,
+        state_dir: state_dir.to_owned(),
+        started_at: clock.now().wall,
+        monitor: door.monitor.clone(),
+    };
+    let started = Started {
+        coordinator,
+        address: door.address,
+        host_public_key: door.host_public_key.clone(),
+        signing_public_key,
+        door,
+        engine_end,
+        lock,
+    };
+    started.write_addresses(state_dir).map_err(unusable)?;
+    Ok(started)
+}
+
+impl Started {
+    /// Serves until the token is canceled or the engine fails. Command lines go to `run`.
+    ///
+    /// # Errors
+    /// What ended the engine: the state on disk is good, and a new start goes on from it.
+    pub async fn serve<F>(
+        mut self,
+        cancel: CancellationToken,
+        run: impl Fn(Coordinator, Request) -> F,
+    ) -> Result<(), StoreError>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let result = loop {
+            tokio::select! {
+                () = cancel.cancelled() => break Ok(()),
+                end = &mut self.engine_end => break end.unwrap_or_else(|_| {
+                    Err(StoreError::Diverged("the engine broke an invariant".to_owned()))
+                }),
+                request = self.door.requests.recv() => match request {
+                    Some(request) => self.hand_out(request, &run),
+                    None => break Ok(()),
+                },
+            }
+        };
+        cancel.cancel();
+        self.door.closed().await;
+        drop(self.lock);
+        result
+    }
+
+    fn hand_out<F>(&self, request: Request, run: &impl Fn(Coordinator, Request) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let coordinator = self.coordinator.clone();
+        let is_agent = request.principal.role == Role::Agent;
+        match &request.kind {
+            RequestKind::Subsystem(name) if is_agent && name == CONTROL_SUBSYSTEM => {
+                tokio::spawn(control::serve(coordinator, request));
+            }
+            RequestKind::Subsystem(name) if is_agent && name == BULK_SUBSYSTEM => {
+                tokio::spawn(bulk::serve(coordinator, request));
+            }
+            RequestKind::Subsystem(_) | RequestKind::Exec(_) | RequestKind::Shell => {
+                tokio::spawn(run(coordinator, request));
+            }
+        }
+    }
+
+    /// Writes down where this coordinator is and which keys it has, for scripts.
+    fn write_addresses(&self, state_dir: &Path) -> io::Result<()> {
+        let run = state_dir.join("run");
+        for (name, text) in [
+            ("address", self.address.to_string()),
+            ("host_key.pub", self.host_public_key.clone()),
+            ("signing-nix.pub", self.signing_public_key.clone()),
+        ] {
+            let fresh = run.join(format!(".{name}.new"));
+            fs::write(&fresh, format!("{text}\n"))?;
+            fs::rename(&fresh, run.join(name))?;
+        }
+        Ok(())
+    }
+}
+
+fn make_dirs(state_dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(state_dir)?;
+    for name in ["logs", "run", "keys"] {
+        fs::create_dir_all(state_dir.join(name))?;
+    }
+    for role in ROLE_FOLDERS {
+        fs::create_dir_all(state_dir.join("keys").join(role))?;
+    }
+    let secrets = state_dir.join("secrets");
+    if !secrets.exists() {
+        std::fs::DirBuilder::new().mode(0o700).create(&secrets)?;
+    }
+    fs::set_permissions(&secrets, std::fs::Permissions::from_mode(0o700))
+}
+
+/// Keeps a second coordinator off the same directory, for as long as the file is open.
+fn lock(state_dir: &Path) -> Result<fs::File, StartError> {
+    let path = state_dir.join("run/lock");
+    let file = fs::File::create(&path)
+        .map_err(|source| StartError::StateDir { path: state_dir.to_owned(), source })?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| StartError::Locked(state_dir.to_owned()))?;
+    Ok(file)
+}
+
+fn open_depot(state_dir: &Path, config: &Config) -> Result<Depot, StartError> {
+    let mut seed = [0u8; 32];
+    getrandom::fill(&mut seed).map_err(|_| StartError::Randomness)?;
+    let name = config.signing_key_name.clone().unwrap_or_else(|| {
+        let host = rustix::system::uname();
+        format!("{}-1", host.nodename().to_str().unwrap_or("steading"))
+    });
+    Ok(Depot::open(state_dir, &name, seed)?)
+}
