@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod builders;
+pub mod commands;
 pub mod config;
 pub mod coordinator;
 pub mod core;

@@ -1,0 +1,137 @@
+//! What a build waits for, in one sentence.
+
+use super::{asking, error::CommandError, table::count, times};
+use crate::{
+    coordinator::Coordinator,
+    core::{
+        build::ShownState,
+        engine::AgentView,
+        plan::{Class, Explanation},
+    },
+};
+
+/// How many agents are named in one sentence.
+const NAMED_MAX: usize = 5;
+
+/// The agents, asked who could build something.
+pub(super) struct Agents(Vec<AgentView>);
+
+impl Agents {
+    pub(super) async fn ask(coordinator: &Coordinator) -> Result<Self, CommandError> {
+        Ok(Self(asking::agents(coordinator).await?))
+    }
+
+    /// Returns why no agent can build a class now; `None` when one can.
+    fn obstacle(&self, class: &Class) -> Option<String> {
+        let able: Vec<&AgentView> =
+            self.0.iter().filter(|agent| class.obstacle(&agent.abilities).is_none()).collect();
+        if able.iter().any(|agent| agent.connected) {
+            return None;
+        }
+        let what = needs(class);
+        let why = if self.0.is_empty() {
+            "no agent was ever here".to_owned()
+        } else if able.is_empty() {
+            format!("it needs {what}, which none of the known agents ({}) offers", self.0.len())
+        } else {
+            let mut names: Vec<&str> =
+                able.iter().take(NAMED_MAX).map(|agent| agent.name.as_str()).collect();
+            if able.len() > NAMED_MAX {
+                names.push("…");
+            }
+            format!("it needs {what}; {} could, but none is connected", names.join(", "))
+        };
+        Some(format!("no agent can build this now ({why})"))
+    }
+}
+
+/// Returns what a class asks of agents.
+fn needs(class: &Class) -> String {
+    let system = class.system.as_deref().unwrap_or("any system");
+    let features = match class.features.as_slice() {
+        [] => String::new(),
+        features => format!(" with {}", features.join(", ")),
+    };
+    format!("{system}{features} in {}", class.store_dir)
+}
+
+/// Returns the most important thing to know of an open build, as a sentence.
+pub(super) fn headline(explanation: &Explanation, agents: &Agents) -> String {
+    let holder = || match &explanation.holder {
+        Some((attempt, agent)) => format!("{agent} (attempt {attempt})"),
+        None => "an agent".to_owned(),
+    };
+    match explanation.state {
+        ShownState::Deferred => {
+            let until = explanation.until.map_or_else(|| "later".to_owned(), times::shown);
+            let number = explanation.infrastructure_ends as usize;
+            let attempts = count(number, "attempt");
+            format!("It is tried again at {until}: {attempts} ended through no fault of its own.")
+        }
+        ShownState::Waiting => {
+            let listed = explanation.inputs.iter().filter(|input| input.holds_back).count();
+            let inputs = count(listed + explanation.inputs_unlisted, "input");
+            match agents.obstacle(&explanation.class) {
+                Some(obstacle) => format!("It waits for {inputs}; even then, {obstacle}."),
+                None => format!("It waits for {inputs}."),
+            }
+        }
+        ShownState::Ready => match (agents.obstacle(&explanation.class), explanation.before) {
+            (Some(obstacle), _) => format!("Its inputs hold nothing up, but {obstacle}."),
+            (None, None | Some(0)) => "It is the next one for a free agent.".to_owned(),
+            (None, Some(before)) => {
+                format!("It is ready; {} of its kind before it.", count(before, "build"))
+            }
+        },
+        ShownState::Blocked => "An input failed, so that it cannot be built.".to_owned(),
+        ShownState::Allocated => format!("It was given to {}.", holder()),
+        ShownState::Building => format!("It is being built by {}.", holder()),
+        ShownState::Receiving => format!("It is built; its outputs come from {}.", holder()),
+        ShownState::Succeeded | ShownState::Failed | ShownState::Canceled => {
+            format!("It is {}.", explanation.state)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{agent::Abilities, store_path::StoreDir, time::Timestamp};
+
+    fn class(features: &[&str]) -> Class {
+        Class {
+            store_dir: StoreDir::nix(),
+            system: Some("x86_64-linux".to_owned()),
+            features: features.iter().map(|&feature| feature.to_owned()).collect(),
+        }
+    }
+
+    fn agent(name: &str, connected: bool) -> AgentView {
+        AgentView {
+            name: name.parse().unwrap(),
+            connected,
+            abilities: Abilities {
+                store_dir: StoreDir::nix(),
+                dialect: "nix".to_owned(),
+                systems: vec!["x86_64-linux".to_owned()],
+                emulated_systems: Vec::new(),
+                features: Vec::new(),
+                slots: 1,
+            },
+            running: Vec::new(),
+            sending: Vec::new(),
+            last_seen: Timestamp::from_ms(0),
+        }
+    }
+
+    #[test]
+    fn it_is_said_whether_an_agent_is_missing_away_or_unable() {
+        let told = |agents: Vec<AgentView>, class: Class| Agents(agents).obstacle(&class);
+        assert!(told(vec![], class(&[])).unwrap().contains("no agent was ever here"));
+        let away = told(vec![agent("amber", false)], class(&[])).unwrap();
+        assert!(away.contains("amber could, but none is connected"), "{away}");
+        let unable = told(vec![agent("amber", true)], class(&["kvm"])).unwrap();
+        assert!(unable.contains("x86_64-linux with kvm in /nix/store"), "{unable}");
+        assert_eq!(told(vec![agent("amber", true)], class(&[])), None);
+    }
+}

@@ -1,0 +1,54 @@
+//! Questions to the engine, with answers of the right kind.
+
+use super::error::CommandError;
+use crate::{
+    coordinator::Coordinator,
+    core::{
+        build::ShownState,
+        engine::{AgentView, Ask, Counts, Told},
+        id::BuildId,
+        plan::Explanation,
+    },
+};
+use std::collections::BTreeMap;
+
+/// Asks a question and takes the answer that belongs to it.
+macro_rules! ask {
+    ($coordinator:expr, $question:expr, $answer:path) => {
+        match $coordinator.engine.ask($question).await? {
+            $answer(answer) => Ok(answer),
+            _ => Err(CommandError::TryAgain("the engine answered another question".to_owned())),
+        }
+    };
+}
+
+/// Returns how builds are shown; those that are not open are left out.
+pub(super) async fn shown(
+    coordinator: &Coordinator,
+    builds: Vec<BuildId>,
+) -> Result<BTreeMap<BuildId, ShownState>, CommandError> {
+    ask!(coordinator, Ask::Shown(builds), Told::Shown)
+}
+
+/// Returns why a build is not built yet; `None` when it is not open.
+pub(super) async fn why(
+    coordinator: &Coordinator,
+    build: BuildId,
+) -> Result<Option<Box<Explanation>>, CommandError> {
+    ask!(coordinator, Ask::Why(build), Told::Why)
+}
+
+/// Returns how many of everything there are.
+pub(super) async fn counts(coordinator: &Coordinator) -> Result<Counts, CommandError> {
+    ask!(coordinator, Ask::Counts, Told::Counts)
+}
+
+/// Returns all agents that were ever seen.
+pub(super) async fn agents(coordinator: &Coordinator) -> Result<Vec<AgentView>, CommandError> {
+    ask!(coordinator, Ask::Agents, Told::Agents)
+}
+
+/// Returns what does not agree in memory.
+pub(super) async fn check(coordinator: &Coordinator) -> Result<Vec<String>, CommandError> {
+    ask!(coordinator, Ask::Check, Told::Check)
+}

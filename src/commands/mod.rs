@@ -1,0 +1,123 @@
+//! The verbs that people and scripts run through the SSH door: `ssh coordinator VERB …`.
+//!
+//! This room splits a command line into words, finds the verb, asks whether the key may, and
+//! answers: on stdout what was asked for, on stderr what there is to say about it, and an exit
+//! status. It decides nothing about builds: questions go to the engine and the database, wishes to
+//! the engine. It runs no shell and no process.
+//!
+//! The one entry point is [`run`], called by the coordinator for every request. The verbs are in
+//! [`verb`]'s table; a new one is a file with its arguments and one line there. What scripts may
+//! rely on (exit statuses, JSON fields) is written down in `README.md` beside this file.
+
+mod advice;
+mod agents;
+mod asking;
+mod builds;
+mod cancel;
+mod check;
+pub mod client;
+mod ends;
+mod error;
+mod help;
+mod invocation;
+mod lines;
+mod log;
+mod missing;
+mod nar;
+mod output;
+mod outputs;
+mod selection;
+mod settings;
+mod show;
+mod shown;
+mod status;
+mod submit;
+mod table;
+mod times;
+mod verb;
+mod version;
+mod wait;
+mod whoami;
+mod why;
+mod words;
+
+use crate::{
+    coordinator::Coordinator,
+    ssh::{Request, RequestKind},
+};
+use error::{CommandError, Exit};
+use invocation::Invocation;
+use output::Output;
+
+/// The exit status when something in here broke.
+const BROKEN: u32 = 75;
+
+/// Answers one request, whatever it is, with an exit status. A client that goes away ends it.
+pub async fn run(coordinator: Coordinator, request: Request) {
+    let output = request.output.clone();
+    let gone = request.gone.clone();
+    // In a task of its own, so that even a mistake in here is answered.
+    let answering = tokio::spawn(async move {
+        tokio::select! {
+            () = gone.cancelled() => {}
+            () = answer(coordinator, request) => {}
+        }
+    });
+    if let Err(error) = answering.await {
+        tracing::error!(%error, "a command broke");
+        let text = "steading: the coordinator made a mistake; its log says more\n";
+        // Whoever asked may have gone.
+        output.write_stderr(text.into()).await.ok();
+        output.exit(BROKEN).await.ok();
+    }
+}
+
+async fn answer(coordinator: Coordinator, request: Request) {
+    let words = match &request.kind {
+        RequestKind::Exec(line) => words::split(line),
+        RequestKind::Shell => Ok(vec!["help".to_owned()]),
+        RequestKind::Subsystem(name) => Err(CommandError::Usage(format!(
+            "there is no subsystem ‘{}’ for your key: give a verb, as in ‘ssh COORDINATOR help’",
+            table::plain(name),
+        ))),
+    };
+    let output = Output::new(&request.output, request.pty.map(|size| size.columns));
+    let mut invocation = Invocation {
+        coordinator,
+        principal: request.principal,
+        peer: request.peer,
+        env: request.env,
+        line: String::new(),
+        input: request.input,
+        output,
+    };
+    let ended = match words {
+        Ok(words) => obey(&mut invocation, &words).await,
+        Err(error) => Err(error),
+    };
+    let status = match ended {
+        Ok(exit) => exit.status(),
+        Err(error) => {
+            error.log(&invocation.line);
+            // Whoever asked may have gone; the status is then for nobody, too.
+            invocation.output.message(&error.text()).await.ok();
+            error.status()
+        }
+    };
+    invocation.output.exit(status).await;
+}
+
+async fn obey(invocation: &mut Invocation, words: &[String]) -> Result<Exit, CommandError> {
+    let called = match verb::parse(words, invocation.output.columns()) {
+        Ok(called) => called,
+        Err(verb::NotCalled::Help(text)) => {
+            invocation.output.text(&text).await?;
+            return Ok(Exit::Done);
+        }
+        Err(verb::NotCalled::Usage(text)) => return Err(CommandError::Usage(text)),
+    };
+    called.verb.authorize(invocation.principal.role)?;
+    invocation.line = shell_words::join(words);
+    invocation.output.set_format(called.format);
+    (called.verb.run)(invocation, &called.matches).await
+}

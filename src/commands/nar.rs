@@ -1,0 +1,105 @@
+//! `nar`: a store path's content.
+
+use super::{
+    error::{CommandError, Exit},
+    invocation::Invocation,
+    lines,
+    output::Format,
+    verb::Act,
+};
+use crate::core::change::NarRecord;
+use bytes::Bytes;
+use serde::Serialize;
+use std::io::{self, BufWriter, Write};
+use tokio::sync::mpsc;
+
+/// How many pieces of a nar wait for a slow client.
+const PIECES_MAX: usize = 8;
+/// How long a piece is, in bytes.
+const PIECE_BYTES: usize = 128 * 1024;
+
+/// The arguments.
+#[derive(Debug, clap::Args)]
+pub(super) struct Nar {
+    /// The store path. With --json, what is known of the nar is printed instead of the nar
+    path: String,
+}
+
+#[derive(Serialize)]
+struct Object {
+    path: String,
+    nar_hash: String,
+    nar_bytes: u64,
+    references: Vec<String>,
+    deriver: Option<String>,
+    signatures: Vec<String>,
+    content_address: Option<String>,
+    file_hash: String,
+    file_bytes: u64,
+    origin: &'static str,
+}
+
+impl From<NarRecord> for Object {
+    fn from(record: NarRecord) -> Self {
+        let info = record.info;
+        Self {
+            path: info.path.to_string(),
+            nar_hash: info.nar_hash.to_string(),
+            nar_bytes: info.nar_bytes,
+            references: info.references.iter().map(ToString::to_string).collect(),
+            deriver: info.deriver.map(String::from),
+            signatures: info.signatures,
+            content_address: info.content_address,
+            file_hash: record.file_hash.to_string(),
+            file_bytes: record.file_bytes,
+            origin: record.origin.word(),
+        }
+    }
+}
+
+impl Act for Nar {
+    async fn run(self, invocation: &mut Invocation) -> Result<Exit, CommandError> {
+        let path = lines::store_path(&self.path)?;
+        let hash = path.hash();
+        let record = invocation.coordinator.readers.read(move |reader| reader.nar(hash)).await?;
+        let Some(record) = record.filter(|record| record.info.path == path) else {
+            return Err(CommandError::NoSuch(format!(
+                "{path} is not held here: ‘outputs {path}’ says what is known of it"
+            )));
+        };
+        if invocation.output.format() == Format::Json {
+            invocation.output.json(&Object::from(record)).await?;
+            return Ok(Exit::Done);
+        }
+        let (pieces, mut received) = mpsc::channel(PIECES_MAX);
+        let depot = invocation.coordinator.depot.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut sink = BufWriter::with_capacity(PIECE_BYTES, Pieces(pieces));
+            depot.read_nar(&record.file_hash, record.info.nar_bytes, &mut sink)?;
+            Ok(sink.flush()?)
+        });
+        while let Some(piece) = received.recv().await {
+            invocation.output.bytes(piece).await?;
+        }
+        match reading.await {
+            Ok(result) => result.map(|()| Exit::Done).map_err(CommandError::Depot),
+            Err(_) => Err(CommandError::TryAgain("reading the nar broke off".to_owned())),
+        }
+    }
+}
+
+/// Hands what is written to it to a task.
+struct Pieces(mpsc::Sender<Bytes>);
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0
+            .blocking_send(Bytes::copy_from_slice(bytes))
+            .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,222 @@
+//! `status`: how the farm is.
+
+use super::{
+    asking,
+    error::{CommandError, Exit},
+    invocation::Invocation,
+    output::Format,
+    table::{self, count},
+    times,
+    verb::Act,
+    version::VERSION,
+};
+use crate::{
+    core::{build::ShownState, engine::Counts},
+    ssh::{Counters, Role},
+    store::{Holdings, Reader},
+};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// The arguments.
+#[derive(Debug, clap::Args)]
+pub(super) struct Status;
+
+#[derive(Serialize)]
+struct Object {
+    version: &'static str,
+    started_at: String,
+    uptime_s: i64,
+    /// Open builds by state.
+    builds: BTreeMap<&'static str, usize>,
+    /// Ready builds that no agent ever seen can take.
+    unplaceable: usize,
+    agents_connected: usize,
+    agents_known: usize,
+    /// Agents with a key in the keydir.
+    agents_registered: usize,
+    slots: usize,
+    slots_free: usize,
+    /// Messages of attempts that no longer held their lease, since the start.
+    stale_messages: u64,
+    nars: u64,
+    /// Compressed.
+    nar_bytes: u64,
+    sessions: usize,
+    channels: usize,
+    unauthenticated: usize,
+    /// Since the start.
+    connections: usize,
+    /// Connections that were turned away, since the start.
+    turned_away: usize,
+    keydir_problems: Vec<String>,
+    next: String,
+}
+
+impl Act for Status {
+    async fn run(self, invocation: &mut Invocation) -> Result<Exit, CommandError> {
+        let coordinator = &invocation.coordinator;
+        let counts = asking::counts(coordinator).await?;
+        let holdings = coordinator.readers.read(Reader::holdings).await?;
+        let (keydir, problems) = coordinator.monitor.keydir();
+        let agents = keydir.principals();
+        let mut registered: Vec<&str> = agents
+            .iter()
+            .filter(|(principal, _)| principal.role == Role::Agent)
+            .map(|(principal, _)| principal.name.as_str())
+            .collect();
+        registered.dedup();
+        let uptime_ms =
+            coordinator.clock.now().wall.as_ms().saturating_sub(coordinator.started_at.as_ms());
+        let door = coordinator.monitor.counters();
+        let mut object = object(&counts, holdings, door);
+        object.started_at = times::rfc3339(coordinator.started_at);
+        object.uptime_s = uptime_ms / 1_000;
+        object.agents_registered = registered.len();
+        object.keydir_problems = problems.iter().map(ToString::to_string).collect();
+        object.next = next(&object);
+        if invocation.output.format() == Format::Json {
+            invocation.output.json(&object).await?;
+            return Ok(Exit::Done);
+        }
+        for line in lines(&object) {
+            let line = table::cut(&line, invocation.output.columns());
+            invocation.output.line(&line).await?;
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn object(counts: &Counts, holdings: Holdings, door: Counters) -> Object {
+    Object {
+        version: VERSION,
+        started_at: String::new(),
+        uptime_s: 0,
+        builds: counts.builds.iter().map(|(state, number)| (state.word(), *number)).collect(),
+        unplaceable: counts.unplaceable,
+        agents_connected: counts.agents_connected,
+        agents_known: counts.agents_known,
+        agents_registered: 0,
+        slots: counts.slots,
+        slots_free: counts.slots_free,
+        stale_messages: counts.stale_messages,
+        nars: holdings.nars,
+        nar_bytes: holdings.bytes,
+        sessions: door.sessions,
+        channels: door.channels,
+        unauthenticated: door.unauthenticated,
+        connections: door.connections,
+        turned_away: door.turned_away,
+        keydir_problems: Vec::new(),
+        next: String::new(),
+    }
+}
+
+fn lines(object: &Object) -> Vec<String> {
+    let uptime = times::span(object.uptime_s.saturating_mul(1_000));
+    let states: Vec<String> = ShownState::ALL
+        .iter()
+        .filter_map(|state| object.builds.get(state.word()).map(|n| format!("{n} {state}")))
+        .collect();
+    let builds = if states.is_empty() { "none open".to_owned() } else { states.join(", ") };
+    let mut lines = vec![
+        format!("steading  {VERSION}, up {uptime}"),
+        format!("builds    {builds}; {} that no known agent can take", object.unplaceable),
+        format!(
+            "agents    {} connected, {} known, {} registered",
+            object.agents_connected, object.agents_known, object.agents_registered
+        ),
+        format!("slots     {} of {} free", object.slots_free, object.slots),
+        format!("depot     {} nars, {}", object.nars, table::bytes(object.nar_bytes)),
+        format!(
+            "door      {} sessions, {} channels, {} not authenticated; since the start {} \
+             connections, {} turned away",
+            object.sessions,
+            object.channels,
+            object.unauthenticated,
+            object.connections,
+            object.turned_away
+        ),
+        format!("stale     {} messages since the start", object.stale_messages),
+    ];
+    for problem in &object.keydir_problems {
+        lines.push(format!("keydir    {}", table::plain(problem)));
+    }
+    lines.push(format!("next      {}", object.next));
+    lines
+}
+
+/// Returns the most useful thing to do.
+fn next(object: &Object) -> String {
+    let number = |state: ShownState| object.builds.get(state.word()).copied().unwrap_or(0);
+    if !object.keydir_problems.is_empty() {
+        return format!("mend {}", count(object.keydir_problems.len(), "problem of the keydir"));
+    }
+    if object.agents_registered == 0 {
+        let text = "register an agent: put its public key into keys/agents/NAME.pub in the state \
+                    directory";
+        return text.to_owned();
+    }
+    if object.agents_connected == 0 {
+        return "start an agent: ‘steading agent --coordinator HOST:PORT’ on a build machine"
+            .to_owned();
+    }
+    if object.unplaceable > 0 {
+        return "see what no agent can take: ‘builds --state ready’, then ‘why ID’".to_owned();
+    }
+    if number(ShownState::Blocked) > 0 {
+        return "see what failed below blocked builds: ‘builds --state blocked’, then ‘why ID’"
+            .to_owned();
+    }
+    if number(ShownState::Deferred) > 0 {
+        return "see why builds are put off: ‘builds --state deferred’, then ‘why ID’".to_owned();
+    }
+    if object.builds.is_empty() {
+        return "nothing: submit something, with ‘steading submit DRV’".to_owned();
+    }
+    "nothing: builds go on".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_thing_to_do_is_the_one_that_holds_up_most() {
+        let mut object =
+            object(&Counts::default(), Holdings { nars: 0, bytes: 0 }, Counters::default());
+        assert!(next(&object).starts_with("register an agent"));
+        object.agents_registered = 1;
+        assert!(next(&object).starts_with("start an agent"));
+        object.agents_connected = 1;
+        assert!(next(&object).contains("submit something"));
+        object.builds.insert("building", 1);
+        assert_eq!(next(&object), "nothing: builds go on");
+        object.builds.insert("blocked", 1);
+        assert!(next(&object).contains("--state blocked"));
+        object.unplaceable = 1;
+        assert!(next(&object).contains("no agent can take"));
+        object.keydir_problems.push("x".to_owned());
+        assert_eq!(next(&object), "mend 1 problem of the keydir");
+    }
+
+    #[test]
+    fn the_text_is_complete() {
+        let mut object =
+            object(&Counts::default(), Holdings { nars: 2, bytes: 2048 }, Counters::default());
+        object.builds.insert("ready", 3);
+        object.uptime_s = 61;
+        object.next = "rest".to_owned();
+        let text = lines(&object).join("\n").replace(VERSION, "VERSION");
+        insta::assert_snapshot!(text, @r"
+        steading  VERSION, up 1 min 1 s
+        builds    3 ready; 0 that no known agent can take
+        agents    0 connected, 0 known, 0 registered
+        slots     0 of 0 free
+        depot     2 nars, 2.0 KiB
+        door      0 sessions, 0 channels, 0 not authenticated; since the start 0 connections, 0 turned away
+        stale     0 messages since the start
+        next      rest
+        ");
+    }
+}
