@@ -6,6 +6,7 @@ pub mod commands;
 pub mod config;
 pub mod coordinator;
 pub mod core;
+pub mod demo;
 pub mod depot;
 pub mod formats;
 pub mod protocol;

@@ -1,7 +1,25 @@
-//! The binary; its parts arrive with their rooms.
+//! The binary: arguments become configuration, rooms are wired together, nothing else.
 
-use std::process::ExitCode;
-use steading::builders::direct::sandbox;
+mod arguments;
+
+use anyhow::Context as _;
+use arguments::{AgentArguments, Arguments, CoordinatorArguments, Part};
+use clap::Parser as _;
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::Path,
+    process::ExitCode,
+};
+use steading::{
+    agent,
+    builders::direct::sandbox,
+    commands::{self, client},
+    config::{Config, Presence},
+    coordinator::start,
+    demo,
+    telemetry::Clock,
+};
+use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1);
@@ -9,5 +27,112 @@ fn main() -> ExitCode {
     if words.next().is_some_and(|first| first == sandbox::SUBCOMMAND) {
         return sandbox::enter(words);
     }
-    ExitCode::SUCCESS
+    let arguments = Arguments::parse();
+    match run(arguments.part) {
+        Ok(code) => code,
+        Err(error) => {
+            // One line with all causes: the way to a terminal or the journal.
+            print_error(&format!("steading: {error:#}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(part: Part) -> anyhow::Result<ExitCode> {
+    match part {
+        Part::Coordinator(arguments) => coordinator(&arguments),
+        Part::Agent(arguments) => run_agent(&arguments),
+        Part::Attempt { spool } => Ok(agent::attempt::main(&spool)),
+        Part::Demo { keep } => {
+            start_telemetry("steading=warn");
+            demo::run(keep.as_deref()).context("the demo failed")?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Part::Submit { words } => Ok(client::submit(&words)?),
+        Part::Verb(words) => Ok(client::verb(&words)?),
+    }
+}
+
+fn coordinator(arguments: &CoordinatorArguments) -> anyhow::Result<ExitCode> {
+    start_telemetry("steading=info");
+    let usual = arguments.state.join("steading.toml");
+    let config = match &arguments.config {
+        Some(path) => Config::read(path, Presence::Required),
+        None => Config::read(&usual, Presence::Optional),
+    }
+    .context("the configuration cannot be used")?;
+    let listen = arguments.listen.unwrap_or(config.listen);
+    let runtime = tokio::runtime::Runtime::new().context("threads cannot be started")?;
+    runtime.block_on(async {
+        let cancel = stop_on_signal()?;
+        let started =
+            start::start(&arguments.state, &config, listen, Clock::start(), cancel.child_token())
+                .await
+                .context("the coordinator cannot start")?;
+        announce(&arguments.state, &started)?;
+        started.serve(cancel, commands::run).await.context(
+            "the coordinator stopped because memory and database parted; start it again",
+        )?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Says where the coordinator is, which keys it has, and that it is ready.
+fn announce(state: &Path, started: &start::Started) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let port = started.address.port();
+    writeln!(out, "listening on {}", started.address)?;
+    writeln!(out, "known_hosts line: [HOST]:{port} {}", started.host_public_key)?;
+    writeln!(out, "public signing key: {}", started.signing_public_key)?;
+    writeln!(out, "keys of people and agents: {}", state.join("keys").display())?;
+    writeln!(out, "READY")?;
+    out.flush()?;
+    // Without systemd there is nobody to tell.
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
+    Ok(())
+}
+
+fn run_agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
+    start_telemetry("steading=info");
+    let config = arguments.config()?;
+    let runtime = tokio::runtime::Runtime::new().context("threads cannot be started")?;
+    runtime.block_on(async {
+        let cancel = stop_on_signal()?;
+        agent::run(config, Clock::start(), cancel).await.context("the agent cannot run")?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Returns a token that is canceled by the signals that ask a process to stop.
+fn stop_on_signal() -> anyhow::Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let cancel = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("signals cannot be received")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("signals cannot be received")?;
+    let canceled = cancel.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        canceled.cancel();
+    });
+    Ok(cancel)
+}
+
+/// Sends diagnosis to standard error, filtered by `STEADING_LOG`.
+fn start_telemetry(default: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("STEADING_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}
+
+fn print_error(text: &str) {
+    // When even standard error is closed, nobody can be told.
+    std::io::stderr().write_all(text.as_bytes()).ok();
 }

@@ -1,0 +1,500 @@
+//! The agent against a coordinator of few words: real SSH on loopback, real attempt processes,
+//! the embedded builder.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use bytes::Bytes;
+use std::{
+    collections::BTreeMap, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration,
+};
+use steading::{
+    agent::{self, AgentConfig, AgentError},
+    builders::{BuilderKind, direct::Place},
+    core::{
+        hash::Sha256,
+        id::{AttemptId, BuildId},
+        outcome::{BuildFailure, Outcome, SetupFailure},
+        path_info::PathInfo,
+        store_path::{StoreDir, StorePath},
+    },
+    formats::nar::{NarWriter, Regular},
+    protocol::{
+        bulk::{BulkFromAgent, BulkToAgent, OfferedOutput, OutputPlan, RefusalCode},
+        frame::{self, Decoder},
+        handshake::{HeldPhase, Hello},
+        message::{Allocation, FromAgent, ToAgent, Welcome},
+    },
+    ssh::{
+        ChannelReader, Door, DoorConfig, DoorLimits, GuardedWriter, Incoming, RequestKind,
+        host_key, open,
+    },
+    telemetry::Clock,
+};
+use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+/// How long anything here may take; far more than it does.
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// A coordinator's door, and what one agent needs.
+struct World {
+    dir: tempfile::TempDir,
+    store_dir: StoreDir,
+    host_key: String,
+    address: String,
+    control: mpsc::Receiver<Channel>,
+    bulk: mpsc::Receiver<Channel>,
+    cancel: CancellationToken,
+}
+
+/// The coordinator's end of a channel.
+struct Channel {
+    reader: ChannelReader,
+    writer: GuardedWriter,
+    decoder: Decoder,
+}
+
+impl Channel {
+    async fn send<T: serde::Serialize>(&self, message: &T) {
+        self.writer.write(frame::encode(message).unwrap()).await.unwrap();
+    }
+
+    async fn receive<T: serde::de::DeserializeOwned>(&mut self) -> T {
+        let next = async {
+            loop {
+                if let Some(message) = self.decoder.next_message().unwrap() {
+                    return message;
+                }
+                match self.reader.next().await {
+                    Incoming::Data(bytes) => self.decoder.feed(&bytes),
+                    other => panic!("{other:?} instead of a message"),
+                }
+            }
+        };
+        timeout(LIMIT, next).await.unwrap()
+    }
+
+    /// Returns the next message that is not a sign of life.
+    async fn told(&mut self) -> FromAgent {
+        loop {
+            match self.receive().await {
+                FromAgent::Heartbeat {} => {}
+                message => return message,
+            }
+        }
+    }
+
+    /// Returns the log, how the attempt ended, and whether it said that it had started.
+    async fn told_to_the_end(&mut self) -> (Vec<u8>, Outcome, Vec<AttemptId>) {
+        let (mut log, mut started) = (Vec::new(), Vec::new());
+        loop {
+            match self.told().await {
+                FromAgent::Started { attempt } => started.push(attempt),
+                FromAgent::Log { offset, bytes, .. } => {
+                    assert_eq!(offset, log.len() as u64);
+                    log.extend_from_slice(&bytes);
+                }
+                FromAgent::Finished { outcome, log_bytes, .. } => {
+                    assert_eq!(log_bytes, log.len() as u64);
+                    return (log, outcome, started);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn welcome(&mut self, keep: Vec<AttemptId>, drop: Vec<AttemptId>) -> Hello {
+        let FromAgent::Hello(hello) = self.receive().await else { panic!("no hello") };
+        let welcome =
+            Welcome { protocol: 1, version: "0".to_owned(), wall_ms: hello.wall_ms, keep, drop };
+        self.send(&ToAgent::Welcome(welcome)).await;
+        hello
+    }
+}
+
+impl World {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("keys/agents");
+        fs_err::create_dir_all(&folder).unwrap();
+        let identity = host_key::load_or_create(&dir.path().join("state/identity")).unwrap();
+        fs_err::write(folder.join("one.pub"), identity.public_line()).unwrap();
+        let config = DoorConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            host_key: dir.path().join("host_key"),
+            keydir: dir.path().join("keys"),
+            limits: DoorLimits::default(),
+        };
+        let cancel = CancellationToken::new();
+        let door = open(config, Clock::start(), cancel.clone()).await.unwrap();
+        let store_dir = dir.path().join("store").to_str().unwrap().parse().unwrap();
+        let (controls, control) = mpsc::channel(4);
+        let (bulks, bulk) = mpsc::channel(4);
+        let (host_key, address) = (door.host_public_key.clone(), door.address.to_string());
+        drop(tokio::spawn(sort(door, controls, bulks)));
+        Self { dir, store_dir, host_key, address, control, bulk, cancel }
+    }
+
+    fn config(&self) -> AgentConfig {
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_steading"));
+        AgentConfig {
+            state_dir: self.dir.path().join("state"),
+            coordinator: self.address.clone(),
+            host_keys: vec![self.host_key.clone()],
+            identity: self.dir.path().join("state/identity"),
+            program: program.clone(),
+            builder: BuilderKind::Direct(Place {
+                store_dir: self.store_dir.clone(),
+                physical_dir: self.dir.path().join("store"),
+                state_dir: self.dir.path().join("builder"),
+                program,
+            }),
+            systems: vec!["x86_64-linux".to_owned()],
+            emulated_systems: vec![],
+            features: vec![],
+            slots: 1,
+            uploads: 1,
+            cores: 1,
+        }
+    }
+
+    fn agent(&self) -> Agent {
+        Self::agent_with(self.config())
+    }
+
+    fn agent_with(config: AgentConfig) -> Agent {
+        let cancel = CancellationToken::new();
+        let run = agent::run(config, Clock::start(), cancel.clone());
+        Agent { running: tokio::spawn(run), cancel }
+    }
+
+    fn path(&self, base: &str) -> StorePath {
+        format!("{}/{base}", self.store_dir).parse().unwrap()
+    }
+
+    fn output(&self) -> StorePath {
+        self.path("1c96x2i7vy7wb2jd0jlp1vlp1jvxijzy-hello")
+    }
+
+    /// Returns a derivation whose builder is a shell with this script.
+    fn derivation(&self, script: &str) -> String {
+        let (out, path) = (self.output(), std::env::var("PATH").unwrap());
+        format!(
+            "Derive([(\"out\",\"{out}\",\"\",\"\")],[],[],\"x86_64-linux\",\"/bin/sh\",\
+             [\"-c\",\"{script}\"],[(\"PATH\",\"{path}\"),(\"out\",\"{out}\")])"
+        )
+    }
+
+    fn allocation(&self, number: u8) -> Allocation {
+        Allocation {
+            attempt: AttemptId::from_bytes([number; 16]),
+            build: BuildId::from_bytes([number; 16]),
+            derivation: self.path("2c96x2i7vy7wb2jd0jlp1vlp1jvxijzy-hello.drv"),
+            timeout_ms: None,
+            max_silent_ms: None,
+        }
+    }
+
+    fn spool(&self, attempt: AttemptId) -> PathBuf {
+        self.dir.path().join("state/attempts").join(attempt.to_string())
+    }
+
+    async fn until_gone(&self, attempt: AttemptId) {
+        let gone = async {
+            while self.spool(attempt).exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(LIMIT, gone).await.unwrap();
+    }
+
+    async fn control(&mut self) -> Channel {
+        timeout(LIMIT, self.control.recv()).await.unwrap().unwrap()
+    }
+
+    async fn bulk(&mut self) -> Channel {
+        timeout(LIMIT, self.bulk.recv()).await.unwrap().unwrap()
+    }
+
+    /// Answers one `prepare`.
+    async fn prepare(&mut self, script: &str, held: Vec<PathInfo>) -> Channel {
+        let mut bulk = self.bulk().await;
+        assert!(matches!(bulk.receive().await, BulkFromAgent::Prepare { .. }));
+        for piece in self.derivation(script).as_bytes().chunks(100) {
+            bulk.send(&BulkToAgent::Derivation { bytes: Bytes::copy_from_slice(piece) }).await;
+        }
+        bulk.send(&BulkToAgent::Inputs { held, not_held: vec![] }).await;
+        bulk.send(&BulkToAgent::End {}).await;
+        bulk
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+/// A running agent.
+struct Agent {
+    running: JoinHandle<Result<(), AgentError>>,
+    cancel: CancellationToken,
+}
+
+impl Agent {
+    async fn stop(self) {
+        self.cancel.cancel();
+        timeout(LIMIT, self.running).await.unwrap().unwrap().unwrap();
+    }
+}
+
+/// Sorts the channels that an agent opens.
+async fn sort(mut door: Door, control: mpsc::Sender<Channel>, bulk: mpsc::Sender<Channel>) {
+    while let Some(request) = door.requests.recv().await {
+        let kind = request.kind.clone();
+        let channel =
+            Channel { reader: request.input, writer: request.output, decoder: Decoder::default() };
+        let sent = match kind {
+            RequestKind::Subsystem(name) if name == "steading-control" => {
+                control.send(channel).await
+            }
+            RequestKind::Subsystem(name) if name == "steading-bulk" => bulk.send(channel).await,
+            other => panic!("{other:?}"),
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+/// Returns the nar of a file.
+fn nar(content: &[u8]) -> Vec<u8> {
+    let mut nar = NarWriter::new(Vec::new());
+    nar.begin().unwrap();
+    nar.regular(Regular { executable: false, size: content.len() as u64 }).unwrap();
+    nar.content(content).unwrap();
+    nar.finish().unwrap()
+}
+
+fn info(path: StorePath, nar: &[u8]) -> PathInfo {
+    PathInfo {
+        path,
+        nar_hash: Sha256::of(nar),
+        nar_bytes: nar.len() as u64,
+        references: vec![],
+        deriver: None,
+        signatures: vec![],
+        content_address: None,
+    }
+}
+
+/// Receives an offer of one output.
+async fn offer(bulk: &mut Channel) -> OfferedOutput {
+    let BulkFromAgent::Offer { mut outputs, .. } = bulk.receive().await else { panic!("no offer") };
+    assert_eq!(outputs.len(), 1);
+    outputs.remove(0)
+}
+
+/// Receives the bytes of a file up to its end.
+async fn file(bulk: &mut Channel) -> Vec<u8> {
+    let mut file = Vec::new();
+    loop {
+        match bulk.receive().await {
+            BulkFromAgent::Data { bytes } => file.extend_from_slice(&bytes),
+            BulkFromAgent::End { .. } => return file,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_build_gets_its_inputs_and_delivers_its_output() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    let mut control = world.control().await;
+    let hello = control.welcome(vec![], vec![]).await;
+    assert_eq!(hello.capabilities.dialect, "direct");
+    assert_eq!(hello.held, vec![]);
+    let allocation = world.allocation(1);
+    let attempt = allocation.attempt;
+    control.send(&ToAgent::Allocate(allocation.clone())).await;
+    // Giving it twice changes nothing.
+    control.send(&ToAgent::Allocate(allocation)).await;
+
+    let input_nar = nar(b"from the coordinator");
+    let input = info(world.path("0c96x2i7vy7wb2jd0jlp1vlp1jvxijzy-input"), &input_nar);
+    let script = format!("echo begun; cat {} > $out", input.path);
+    let mut bulk = world.prepare(&script, vec![input.clone()]).await;
+    let fetch = BulkFromAgent::Fetch { path: input.path.clone(), offset: 0 };
+    assert_eq!(bulk.receive::<BulkFromAgent>().await, fetch);
+    let compressed = zstd::encode_all(&input_nar[..], 3).unwrap();
+    let file_bytes = compressed.len() as u64;
+    bulk.send(&BulkToAgent::Nar { info: input, compression: "zstd".to_owned(), file_bytes }).await;
+    for piece in compressed.chunks(7) {
+        bulk.send(&BulkToAgent::Data { bytes: Bytes::copy_from_slice(piece) }).await;
+    }
+    bulk.send(&BulkToAgent::End {}).await;
+
+    let (log, outcome, started) = control.told_to_the_end().await;
+    assert_eq!((outcome, started), (Outcome::Built, vec![attempt]));
+    assert!(log.windows(5).any(|word| word == b"begun"), "{}", log.escape_ascii());
+
+    let offered = offer(&mut bulk).await;
+    assert_eq!((offered.name.as_str(), &offered.info.path), ("out", &world.output()));
+    bulk.send(&BulkToAgent::Plan { outputs: vec![OutputPlan::Send { offset: 0 }] }).await;
+    let sent = file(&mut bulk).await;
+    assert_eq!(sent.len() as u64, offered.file_bytes);
+    assert_eq!(Sha256::of(&sent), offered.file_hash);
+    let output_nar = zstd::decode_all(&sent[..]).unwrap();
+    assert_eq!(output_nar, nar(b"from the coordinator"));
+    assert_eq!(Sha256::of(&output_nar), offered.info.nar_hash);
+    // The coordinator may ask to come again, and then have a part already.
+    let refusal =
+        BulkToAgent::Refused { code: RefusalCode::TryLater, reason: "disk full".to_owned() };
+    bulk.send(&refusal).await;
+    assert_eq!(offer(&mut bulk).await, offered);
+    bulk.send(&BulkToAgent::Plan { outputs: vec![OutputPlan::Send { offset: 9 }] }).await;
+    assert_eq!(file(&mut bulk).await, sent[9..]);
+    assert!(world.spool(attempt).exists());
+    bulk.send(&BulkToAgent::Committed { attempt }).await;
+    world.until_gone(attempt).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_build_survives_the_agent_and_is_reported_by_the_next() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    let mut control = world.control().await;
+    let instance = control.welcome(vec![], vec![]).await.instance;
+    let allocation = world.allocation(1);
+    let attempt = allocation.attempt;
+    control.send(&ToAgent::Allocate(allocation)).await;
+    let fifo = world.dir.path().join("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    let script = format!("echo one; cat {}; exit 3", fifo.display());
+    drop(world.prepare(&script, vec![]).await);
+    assert_eq!(control.told().await, FromAgent::Started { attempt });
+    agent.stop().await;
+    assert!(matches!(
+        control.reader.next().await,
+        Incoming::Eof | Incoming::Lost | Incoming::Data(_)
+    ));
+
+    let agent = world.agent();
+    let mut control = world.control().await;
+    let hello = control.welcome(vec![attempt], vec![]).await;
+    assert_eq!(hello.instance, instance);
+    assert_eq!(hello.held.len(), 1);
+    assert_eq!(hello.held[0].phase, HeldPhase::Building);
+    let writing = tokio::task::spawn_blocking(move || fs_err::write(fifo, "two\n").unwrap());
+    let (log, outcome, started) = control.told_to_the_end().await;
+    writing.await.unwrap();
+    assert_eq!(outcome, Outcome::Failed(BuildFailure::Exit(3)));
+    assert_eq!(started, [attempt]);
+    assert!(log.ends_with(b"one\ntwo\n"), "{}", log.escape_ascii());
+    control.send(&ToAgent::Settled { attempt }).await;
+    world.until_gone(attempt).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_canceled_build_is_killed_and_forgotten() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    let mut control = world.control().await;
+    control.welcome(vec![], vec![]).await;
+    let allocation = world.allocation(1);
+    let attempt = allocation.attempt;
+    control.send(&ToAgent::Allocate(allocation)).await;
+    // The slot is taken, so this one waits; canceled, it never begins.
+    let waiting = world.allocation(2);
+    control.send(&ToAgent::Allocate(waiting.clone())).await;
+    drop(world.prepare("sleep 10000", vec![]).await);
+    assert_eq!(control.told().await, FromAgent::Started { attempt });
+    assert!(world.spool(waiting.attempt).exists());
+    control.send(&ToAgent::Cancel { attempt: waiting.attempt }).await;
+    world.until_gone(waiting.attempt).await;
+    control.send(&ToAgent::Cancel { attempt }).await;
+    world.until_gone(attempt).await;
+    // The slot is free again, and nothing was said of the canceled ones.
+    let third = world.allocation(3);
+    control.send(&ToAgent::Allocate(third.clone())).await;
+    drop(world.prepare("exit 1", vec![]).await);
+    assert_eq!(control.told().await, FromAgent::Started { attempt: third.attempt });
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn missing_inputs_are_a_setup_failure() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    let mut control = world.control().await;
+    control.welcome(vec![], vec![]).await;
+    control.send(&ToAgent::Allocate(world.allocation(1))).await;
+    let missing = world.path("0c96x2i7vy7wb2jd0jlp1vlp1jvxijzy-input");
+    let mut bulk = world.bulk().await;
+    assert!(matches!(bulk.receive().await, BulkFromAgent::Prepare { .. }));
+    let derivation = Bytes::from(world.derivation("true"));
+    bulk.send(&BulkToAgent::Derivation { bytes: derivation }).await;
+    bulk.send(&BulkToAgent::Inputs { held: vec![], not_held: vec![missing.clone()] }).await;
+    bulk.send(&BulkToAgent::End {}).await;
+    let (log, outcome, started) = control.told_to_the_end().await;
+    assert_eq!(outcome, Outcome::SetupFailed(SetupFailure::MissingInputs(vec![missing])));
+    assert_eq!((log, started), (vec![], vec![]));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_lost_session_is_taken_up_again_and_dropped_attempts_are_forgotten() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    let mut control = world.control().await;
+    control.welcome(vec![], vec![]).await;
+    let allocation = world.allocation(1);
+    let attempt = allocation.attempt;
+    control.send(&ToAgent::Allocate(allocation)).await;
+    let bulk = world.prepare("exit 1", vec![]).await;
+    let failed = Outcome::Failed(BuildFailure::Exit(1));
+    assert_eq!(control.told_to_the_end().await.1, failed);
+    drop((control, bulk));
+
+    let mut control = world.control().await;
+    let hello = control.welcome(vec![attempt], vec![]).await;
+    let phases: BTreeMap<_, _> =
+        hello.held.into_iter().map(|held| (held.attempt, held.phase)).collect();
+    assert_eq!(phases, BTreeMap::from([(attempt, HeldPhase::Finished(failed.clone()))]));
+    // Everything is told again.
+    let (_, outcome, started) = control.told_to_the_end().await;
+    assert_eq!((outcome, started), (failed, vec![attempt]));
+    drop(control);
+
+    let mut control = world.control().await;
+    assert_eq!(control.welcome(vec![], vec![attempt]).await.held.len(), 1);
+    world.until_gone(attempt).await;
+    drop(control);
+    let mut control = world.control().await;
+    assert_eq!(control.welcome(vec![], vec![]).await.held, []);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_process_without_a_result_is_a_setup_failure_in_its_own_words() {
+    let mut world = World::new().await;
+    let program = world.dir.path().join("broken");
+    fs_err::write(&program, "#!/bin/sh\necho it is broken >&2\nexit 1\n").unwrap();
+    fs_err::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let agent = World::agent_with(AgentConfig { program, ..world.config() });
+    let mut control = world.control().await;
+    control.welcome(vec![], vec![]).await;
+    control.send(&ToAgent::Allocate(world.allocation(1))).await;
+    drop(world.prepare("true", vec![]).await);
+    let (_, outcome, started) = control.told_to_the_end().await;
+    let Outcome::SetupFailed(SetupFailure::AttemptLost(words)) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert!(words.ends_with("it is broken"), "{words}");
+    assert_eq!(started, []);
+    agent.stop().await;
+}
