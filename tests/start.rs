@@ -5,7 +5,7 @@ use std::{
     io::{BufRead as _, BufReader},
     net::TcpListener,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 /// Starts a coordinator that must refuse, and returns what it says.
@@ -21,6 +21,22 @@ fn refusal(state: &Path, more: &[&str]) -> String {
     assert_eq!(output.status.code(), Some(1));
     assert!(output.stdout.is_empty(), "it must not say READY");
     String::from_utf8(output.stderr).unwrap()
+}
+
+/// Starts a coordinator that must get ready.
+fn started(state: &Path) -> Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_steading"))
+        .arg("coordinator")
+        .arg("--state")
+        .arg(state)
+        .args(["--listen", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap() == "READY"));
+    child
 }
 
 #[test]
@@ -62,17 +78,7 @@ fn a_state_directory_that_cannot_be_written_is_named() {
 #[test]
 fn a_second_coordinator_on_the_same_state_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let mut first = Command::new(env!("CARGO_BIN_EXE_steading"))
-        .arg("coordinator")
-        .arg("--state")
-        .arg(dir.path())
-        .args(["--listen", "127.0.0.1:0"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap() == "READY"));
+    let mut first = started(dir.path());
     let said = refusal(dir.path(), &["--listen", "127.0.0.1:0"]);
     assert!(said.contains("another coordinator"), "{said}");
     first.kill().unwrap();
@@ -85,4 +91,16 @@ fn a_damaged_database_is_named_with_what_to_do() {
     fs_err::write(dir.path().join("steading.db"), [b'x'; 8192]).unwrap();
     let said = refusal(dir.path(), &["--listen", "127.0.0.1:0"]);
     assert!(said.contains("steading.db"), "{said}");
+}
+
+#[test]
+fn what_nobody_will_go_on_with_is_swept_away_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let stream = dir.path().join("incoming/stream-of-an-earlier-process");
+    fs_err::create_dir_all(stream.parent().unwrap()).unwrap();
+    fs_err::write(&stream, "half a nar").unwrap();
+    let mut coordinator = started(dir.path());
+    assert!(!stream.exists());
+    coordinator.kill().unwrap();
+    coordinator.wait().unwrap();
 }

@@ -11,7 +11,7 @@ use crate::{
         build::ShownState,
         change::{Change, Limits},
         engine::{
-            Answer, Ask, Effect, Engine, IdSource, Input, Inputs, Order, Settings, Step,
+            Answer, Ask, Effect, Engine, IdSource, Input, Inputs, Order, Saved, Settings, Step,
             Submission, Token, Told,
         },
         id::{AttemptId, BuildId, Name},
@@ -205,15 +205,15 @@ pub(super) struct EngineThread {
     next_token: u64,
 }
 
-/// Starts the thread. The receiver gets the error that ended it, or nothing when all handles are
+/// Starts the thread on what `store` has loaded. The receiver gets the error that ended it, or nothing when all handles are
 /// gone.
 pub(super) fn spawn(
     store: Store,
+    saved: Saved,
     settings: Settings,
     clock: Clock,
     outlets: Outlets,
 ) -> Result<(EngineHandle, oneshot::Receiver<Result<(), StoreError>>), StoreError> {
-    let saved = store.load()?;
     let engine = Engine::restore(settings, clock.now(), saved)
         .map_err(|what| StoreError::Damaged { table: "builds", what })?;
     let (sender, messages) = mpsc::channel(MESSAGES_MAX);
@@ -271,7 +271,11 @@ impl EngineThread {
                     if let Some(reply) = reply {
                         self.replies.insert(token, reply);
                     }
-                    inputs.push(make(token));
+                    let input = make(token);
+                    if let Input::Leave { session } = &input {
+                        self.sessions.remove(session);
+                    }
+                    inputs.push(input);
                 }
                 Message::Attach { session, orders } => {
                     self.sessions.insert(session, orders);

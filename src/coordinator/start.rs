@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    core::engine::Saved,
     depot::{Depot, DepotError, Publisher},
     protocol::{BULK_SUBSYSTEM, CONTROL_SUBSYSTEM},
     ssh::{self, Door, DoorConfig, DoorError, DoorLimits, Request, RequestKind, Role},
@@ -112,7 +113,10 @@ pub async fn start(
         rested: rested.clone(),
         allocated: allocated.clone(),
     };
-    let (engine, engine_end) = engine_thread::spawn(store, config.settings(), clock, outlets)?;
+    let saved = store.load()?;
+    sweep(&depot, &saved)?;
+    let (engine, engine_end) =
+        engine_thread::spawn(store, saved, config.settings(), clock, outlets)?;
     let readers = Readers::new(database);
     let publisher = Publisher::new(depot.clone(), config.publish.clone());
     publishing.start(publisher, readers.open()?, engine.clone(), clock);
@@ -242,6 +246,16 @@ fn lock(state_dir: &Path) -> Result<fs::File, StartError> {
     flock(&file, FlockOperation::NonBlockingLockExclusive)
         .map_err(|_| StartError::Locked(state_dir.to_owned()))?;
     Ok(file)
+}
+
+/// Removes what earlier processes left of uploads that nobody will go on with.
+fn sweep(depot: &Depot, saved: &Saved) -> Result<(), DepotError> {
+    let leases = saved.builds.iter().filter_map(|build| build.state.lease());
+    let found = depot.sweep_incoming(&leases.map(|lease| lease.attempt).collect())?;
+    if found.removed > 0 {
+        tracing::info!(removed = found.removed, kept = found.files, "abandoned uploads removed");
+    }
+    Ok(())
 }
 
 fn open_depot(state_dir: &Path, config: &Config) -> Result<Depot, StartError> {
