@@ -25,6 +25,28 @@ use steading::{
 };
 use tempfile::TempDir;
 
+/// Ends a test that is about isolation where the kernel grants no namespaces, as in a chroot or in
+/// many containers, and says so.
+macro_rules! namespaces_or_skip {
+    () => {
+        let granted = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "--pid", "--fork", "true"])
+            .stdin(Stdio::null())
+            .output();
+        match granted {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => {
+                println!("skipped: no namespaces: {}", output.stderr.escape_ascii());
+                return;
+            }
+            Err(error) => {
+                println!("skipped: no namespaces: unshare cannot be run: {error}");
+                return;
+            }
+        }
+    };
+}
+
 /// A store of its own, and the builder that works in it.
 struct World {
     dir: TempDir,
@@ -181,6 +203,11 @@ impl World {
     }
 }
 
+/// Returns a number of seconds that no other run of the tests sleeps, to find its sleeper by.
+fn seconds(digits: &str) -> String {
+    format!("1000.{}{digits}", std::process::id())
+}
+
 /// Tells whether a process runs that has this text in its command line.
 fn is_running(text: &str) -> bool {
     let processes = fs_err::read_dir("/proc").unwrap();
@@ -195,6 +222,7 @@ fn mode(path: &Path) -> u32 {
 
 #[test]
 fn a_build_makes_its_outputs_valid_and_canonical() {
+    namespaces_or_skip!();
     let mut world = World::new();
     let script = r"
         mkdir -p $out/bin; echo run > $out/bin/run; chmod 4755 $out/bin/run
@@ -243,6 +271,7 @@ fn outputs_refer_to_inputs_of_inputs_and_to_themselves() {
 
 #[test]
 fn the_environment_is_the_derivations_and_nothing_of_the_machines() {
+    namespaces_or_skip!();
     let mut world = World::new();
     let script = r"
         echo home $HOME cores $NIX_BUILD_CORES store $NIX_STORE; env | grep -c CARGO
@@ -269,6 +298,7 @@ fn variables_can_come_as_files() {
 
 #[test]
 fn failures_are_told_apart_and_leave_nothing() {
+    namespaces_or_skip!();
     let mut world = World::new();
     let failed = world.run("exit", "echo part > $out; echo going; exit 3");
     assert_eq!(
@@ -292,8 +322,9 @@ fn failures_are_told_apart_and_leave_nothing() {
 
 #[test]
 fn a_build_over_its_time_is_killed_with_all_it_started() {
+    namespaces_or_skip!();
     let mut world = World::new();
-    let mark = "1000.0271";
+    let mark = &seconds("271");
     let script =
         format!("sleep {mark} & setsid sleep {mark} & while true; do echo here; sleep 0.1; done");
     let derivation = world.derivation("slow", &script, &["out"]);
@@ -307,20 +338,23 @@ fn a_build_over_its_time_is_killed_with_all_it_started() {
 
 #[test]
 fn a_silent_build_is_killed() {
+    namespaces_or_skip!();
     let mut world = World::new();
-    let derivation = world.derivation("silent", "echo once; sleep 1000.0272", &["out"]);
+    let mark = seconds("272");
+    let derivation = world.derivation("silent", &format!("echo once; sleep {mark}"), &["out"]);
     let built = world.build_within(&derivation, &[], None, Some(Duration::from_secs(1)));
     assert_eq!(built.outcome, Outcome::Failed(BuildFailure::Silent));
     assert_eq!(built.log, "once\n");
-    wait::until("the builder is gone", || !is_running("1000.0272"));
+    wait::until("the builder is gone", || !is_running(&mark));
 }
 
 #[test]
 fn what_a_build_leaves_running_does_not_keep_it_from_ending() {
     let mut world = World::new();
-    let built = world.run("leaves", "sleep 1000.0273 & echo x > $out");
+    let mark = seconds("273");
+    let built = world.run("leaves", &format!("sleep {mark} & echo x > $out"));
     assert_eq!(built.outcome, Outcome::Built);
-    wait::until("what it left is gone", || !is_running("1000.0273"));
+    wait::until("what it left is gone", || !is_running(&mark));
 }
 
 #[test]
@@ -385,6 +419,7 @@ fn what_cannot_be_built_here_is_refused_before_it_starts() {
 
 #[test]
 fn a_nar_goes_from_one_store_into_another_and_is_built_with() {
+    namespaces_or_skip!();
     let mut here = World::new();
     assert_eq!(
         here.run("tree", "mkdir $out; echo text > $out/file; ln -s file $out/link").outcome,
@@ -420,6 +455,7 @@ fn a_nar_goes_from_one_store_into_another_and_is_built_with() {
 
 #[test]
 fn a_build_reaches_no_network_and_no_processes_of_the_machine() {
+    namespaces_or_skip!();
     let mut world = World::mounted();
     let script =
         "cat /proc/net/dev | grep -vc 'lo:\\||'; ls /proc | grep -c '^[0-9]'; id -u; echo x > $out";
@@ -441,18 +477,21 @@ fn the_loopback_device_is_up() {
 
 #[test]
 fn without_namespaces_a_build_runs_all_the_same() {
+    namespaces_or_skip!();
     let mut world = World::without_namespaces("store", "store");
-    let built = world.run("plain", "sleep 1000.0274 & echo x > $out");
+    let mark = seconds("274");
+    let built = world.run("plain", &format!("sleep {mark} & echo x > $out"));
     assert_eq!(built.outcome, Outcome::Built, "{}", built.log);
     assert!(built.log.contains("without isolation"), "{}", built.log);
-    let derivation = world.derivation("slow", "sleep 1000.0274 & wait", &["out"]);
+    let derivation = world.derivation("slow", &format!("sleep {mark} & wait"), &["out"]);
     let built = world.build_within(&derivation, &[], Some(Duration::from_secs(1)), None);
     assert_eq!(built.outcome, Outcome::Failed(BuildFailure::Timeout), "{}", built.log);
-    wait::until("everything that was started is gone", || !is_running("1000.0274"));
+    wait::until("everything that was started is gone", || !is_running(&mark));
 }
 
 #[test]
 fn without_namespaces_a_store_elsewhere_is_refused() {
+    namespaces_or_skip!();
     let mut world = World::without_namespaces("logical", "physical");
     let outcome = world.run("plain", "echo x > $out").outcome;
     assert!(
@@ -468,23 +507,25 @@ const BUILD_UNTIL_KILLED: &str = "STEADING_TEST_BUILD_UNTIL_KILLED";
 
 #[test]
 fn ending_the_process_of_an_attempt_ends_its_build() {
+    namespaces_or_skip!();
     let this = "ending_the_process_of_an_attempt_ends_its_build";
-    if env::var_os(BUILD_UNTIL_KILLED).is_some() {
-        World::new().run("long", "sleep 1000.0275 & setsid sleep 1000.0275 & wait");
+    if let Ok(mark) = env::var(BUILD_UNTIL_KILLED) {
+        World::new().run("long", &format!("sleep {mark} & setsid sleep {mark} & wait"));
         return;
     }
+    let mark = seconds("275");
     let place = tempfile::tempdir().unwrap();
     let mut attempt = Command::new(env::current_exe().unwrap())
         .args(["--exact", this])
-        .env(BUILD_UNTIL_KILLED, "1")
+        .env(BUILD_UNTIL_KILLED, &mark)
         .env("TMPDIR", place.path())
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    wait::until("the build runs", || is_running("sleep\x001000.0275"));
+    wait::until("the build runs", || is_running(&format!("sleep\0{mark}")));
     attempt.kill().unwrap();
     attempt.wait().unwrap();
-    wait::until("everything that was started is gone", || !is_running("1000.0275"));
+    wait::until("everything that was started is gone", || !is_running(&mark));
 
     // The directory of the build stays behind, until the next attempt here begins.
     let world = place.path().read_dir().unwrap().next().unwrap().unwrap().path();
