@@ -43,7 +43,7 @@ impl Standing {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Available => "available",
-            Self::Pending => "being built",
+            Self::Pending => "to be built",
             Self::Blocked => "blocked",
             Self::Failed => "failed",
             Self::Missing => "missing",
