@@ -30,6 +30,8 @@ use std::{
     time::Duration,
 };
 
+/// How long a log line may take from the daemon to us, when it is asked whether a build was silent.
+const LOG_DELAY_MAX: Duration = Duration::from_millis(500);
 /// How much longer than its limits a build may take before the daemon, which enforces them, is
 /// given up: it kills what the build started and collects the log first.
 const GRACE: Duration = Duration::from_mins(1);
@@ -142,7 +144,8 @@ impl Nix {
             set_options(connection, options)?;
             put_derivation(connection, order)?;
             connection.wire.stream().patience = patience;
-            let mut last_log = clock.now().mono;
+            let began = clock.now().mono;
+            let mut last_log = began;
             connection.answer(&mut |bytes| {
                 last_log = clock.now().mono;
                 log(bytes);
@@ -155,7 +158,11 @@ impl Nix {
                 log(text.as_bytes());
                 log(b"\n");
             }
-            let was_silent = order.max_silent.is_some_and(|limit| later(last_log, limit) <= ended);
+            let over_time = order.timeout.is_some_and(|limit| later(began, limit) <= ended);
+            // The daemon counts from when it sent the last line, which is a little earlier.
+            let nearly = |limit: Duration| limit.saturating_sub(LOG_DELAY_MAX);
+            let was_silent = !over_time
+                && order.max_silent.is_some_and(|limit| later(last_log, nearly(limit)) <= ended);
             let told = result::Told { status, text: &text, was_silent };
             Ok(result::outcome(&told, order.derivation))
         })

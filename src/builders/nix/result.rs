@@ -19,8 +19,8 @@ pub(super) struct Told<'a> {
     pub(super) status: u64,
     /// The text, without colors.
     pub(super) text: &'a str,
-    /// Whether the log had been silent for about its limit when the answer came; settles which
-    /// limit ended the build where the text does not.
+    /// Whether the log had been silent for about its limit when the answer came, and the build
+    /// was not over its time; settles which limit ended it where the text does not.
     pub(super) was_silent: bool,
 }
 
@@ -36,8 +36,8 @@ pub(super) fn outcome(told: &Told<'_>, derivation: &Derivation<'_>) -> Outcome {
             Some(output) => Outcome::SetupFailed(SetupFailure::OutputsPresent(output.path.clone())),
             None => Outcome::Built,
         },
-        // TimedOut
-        8 if head.contains("of silence") || (!head.contains("timed out") && told.was_silent) => {
+        // TimedOut. Newer daemons use the same words for both limits.
+        8 if head.contains("of silence") || told.was_silent => {
             Outcome::Failed(BuildFailure::Silent)
         }
         8 => Outcome::Failed(BuildFailure::Timeout),
