@@ -173,13 +173,26 @@ impl EngineHandle {
     }
 }
 
-/// Random bytes of the operating system, for ids.
-struct SystemIds;
+/// Random bytes of the operating system, for ids, behind a counter: ids of the same millisecond
+/// sort by creation, too, so that builds of one submission keep its order.
+#[derive(Default)]
+struct SystemIds {
+    made: u32,
+}
 
 impl IdSource for SystemIds {
     fn random(&mut self) -> [u8; 10] {
         let mut bytes = [0; 10];
         getrandom::fill(&mut bytes).expect("the operating system has randomness");
+        // 26 bits, around the version and variant of a UUID (RFC 9562 section 6.2, method 1): in
+        // one millisecond they do not come round.
+        let [a, b, c, d] = (self.made << 6).to_be_bytes();
+        let low = u16::from_be_bytes([c, d]) >> 6;
+        bytes[0] = a >> 4;
+        bytes[1] = (a << 4) | (b >> 4);
+        bytes[2] = ((b & 0x0f) << 2) | u8::try_from(low >> 8).unwrap_or(0);
+        bytes[3] = low.to_le_bytes()[0];
+        self.made = self.made.wrapping_add(1);
         bytes
     }
 }
@@ -202,6 +215,7 @@ pub(super) struct EngineThread {
     sessions: BTreeMap<SessionId, mpsc::Sender<Order>>,
     replies: BTreeMap<Token, oneshot::Sender<Answer>>,
     submitters: BTreeMap<Token, oneshot::Sender<Submitted>>,
+    ids: SystemIds,
     next_token: u64,
 }
 
@@ -227,6 +241,7 @@ pub(super) fn spawn(
         sessions: BTreeMap::new(),
         replies: BTreeMap::new(),
         submitters: BTreeMap::new(),
+        ids: SystemIds::default(),
         next_token: 1,
     };
     let runtime = tokio::runtime::Handle::current();
@@ -301,7 +316,7 @@ impl EngineThread {
 
     /// Steps, commits, and lets the effects out.
     fn turn(&mut self, inputs: Vec<Input>) -> Result<(), StoreError> {
-        let Step { changes, effects } = self.engine.step(self.clock.now(), &mut SystemIds, inputs);
+        let Step { changes, effects } = self.engine.step(self.clock.now(), &mut self.ids, inputs);
         self.store.commit(&changes)?;
         for effect in effects {
             self.let_out(effect);
@@ -409,5 +424,21 @@ impl EngineThread {
         let token = Token(self.next_token);
         self.next_token += 1;
         token
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::time::Timestamp;
+
+    #[test]
+    fn ids_of_one_millisecond_sort_by_creation() {
+        let now = Timestamp::from_ms(1_700_000_000_000);
+        for made in [0, 200, 16_000, 65_000, 4_194_000, (1 << 26) - 1_000] {
+            let mut ids = SystemIds { made };
+            let made: Vec<BuildId> = (0..900).map(|_| BuildId::at(now, ids.random())).collect();
+            assert!(made.is_sorted(), "{:?}", made.first());
+        }
     }
 }
