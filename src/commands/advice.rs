@@ -76,6 +76,9 @@ pub(super) fn headline(explanation: &Explanation, agents: &Agents) -> String {
                 None => format!("It waits for {inputs}."),
             }
         }
+        ShownState::Ready if explanation.intake_closed.is_some() => {
+            "It is ready, but nothing is given to agents just now.".to_owned()
+        }
         ShownState::Ready => match (agents.obstacle(&explanation.class), explanation.before) {
             (Some(obstacle), _) => format!("Its inputs hold nothing up, but {obstacle}."),
             (None, None | Some(0)) => "It is the next one for a free agent.".to_owned(),
@@ -96,7 +99,11 @@ pub(super) fn headline(explanation: &Explanation, agents: &Agents) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{agent::Abilities, store_path::StoreDir, time::Timestamp};
+    use crate::core::{
+        agent::{Abilities, Capacity},
+        store_path::StoreDir,
+        time::Timestamp,
+    };
 
     fn class(features: &[&str]) -> Class {
         Class {
@@ -107,17 +114,19 @@ mod tests {
     }
 
     fn agent(name: &str, connected: bool) -> AgentView {
+        let abilities = Abilities {
+            store_dir: StoreDir::nix(),
+            dialect: "nix".to_owned(),
+            systems: vec!["x86_64-linux".to_owned()],
+            emulated_systems: Vec::new(),
+            features: Vec::new(),
+            slots: 1,
+        };
         AgentView {
             name: name.parse().unwrap(),
             connected,
-            abilities: Abilities {
-                store_dir: StoreDir::nix(),
-                dialect: "nix".to_owned(),
-                systems: vec!["x86_64-linux".to_owned()],
-                emulated_systems: Vec::new(),
-                features: Vec::new(),
-                slots: 1,
-            },
+            capacity: Capacity::whole(&abilities),
+            abilities,
             running: Vec::new(),
             sending: Vec::new(),
             last_seen: Timestamp::from_ms(0),

@@ -31,6 +31,8 @@ struct Object {
     builds: BTreeMap<&'static str, usize>,
     /// Ready builds that no agent ever seen can take.
     unplaceable: usize,
+    /// Why the coordinator gives nothing to agents just now.
+    intake_closed: Option<String>,
     agents_connected: usize,
     agents_known: usize,
     /// Agents with a key in the keydir.
@@ -94,6 +96,7 @@ fn object(counts: &Counts, holdings: Holdings, door: Counters) -> Object {
         uptime_s: 0,
         builds: counts.builds.iter().map(|(state, number)| (state.word(), *number)).collect(),
         unplaceable: counts.unplaceable,
+        intake_closed: counts.intake_closed.clone(),
         agents_connected: counts.agents_connected,
         agents_known: counts.agents_known,
         agents_registered: 0,
@@ -139,6 +142,9 @@ fn lines(object: &Object) -> Vec<String> {
         ),
         format!("stale     {} messages since the start", object.stale_messages),
     ];
+    if let Some(reason) = &object.intake_closed {
+        lines.push(format!("stopped   nothing is given to agents: {}", table::plain(reason)));
+    }
     for problem in &object.keydir_problems {
         lines.push(format!("keydir    {}", table::plain(problem)));
     }
@@ -151,6 +157,9 @@ fn next(object: &Object) -> String {
     let number = |state: ShownState| object.builds.get(state.word()).copied().unwrap_or(0);
     if !object.keydir_problems.is_empty() {
         return format!("mend {}", count(object.keydir_problems.len(), "problem of the keydir"));
+    }
+    if let Some(reason) = &object.intake_closed {
+        return format!("make room for results: {}", table::plain(reason));
     }
     if object.agents_registered == 0 {
         let text = "register an agent: put its public key into keys/agents/NAME.pub in the state \
@@ -196,6 +205,8 @@ mod tests {
         assert!(next(&object).contains("--state blocked"));
         object.unplaceable = 1;
         assert!(next(&object).contains("no agent can take"));
+        object.intake_closed = Some("1 GiB free".to_owned());
+        assert_eq!(next(&object), "make room for results: 1 GiB free");
         object.keydir_problems.push("x".to_owned());
         assert_eq!(next(&object), "mend 1 problem of the keydir");
     }
@@ -206,6 +217,7 @@ mod tests {
             object(&Counts::default(), Holdings { nars: 2, bytes: 2048 }, Counters::default());
         object.builds.insert("ready", 3);
         object.uptime_s = 61;
+        object.intake_closed = Some("1 GiB free, at least 2 GiB are wanted".to_owned());
         object.next = "rest".to_owned();
         let text = lines(&object).join("\n").replace(VERSION, "VERSION");
         insta::assert_snapshot!(text, @r"
@@ -216,6 +228,7 @@ mod tests {
         depot     2 nars, 2.0 KiB
         door      0 sessions, 0 channels, 0 not authenticated; since the start 0 connections, 0 turned away
         stale     0 messages since the start
+        stopped   nothing is given to agents: 1 GiB free, at least 2 GiB are wanted
         next      rest
         ");
     }

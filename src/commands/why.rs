@@ -44,6 +44,8 @@ struct Object {
     inputs_unlisted: usize,
     /// How many ready builds of its class go before it.
     before: Option<usize>,
+    /// Why the coordinator gives nothing to agents just now.
+    intake_closed: Option<String>,
     agents: Vec<Agent>,
     /// The agent and the attempt that have it or ended it.
     agent: Option<String>,
@@ -131,6 +133,10 @@ async fn open(
     if explanation.inputs_unlisted > 0 {
         sentences.push(format!("  … and {}.", count(explanation.inputs_unlisted, "more input")));
     }
+    if let Some(reason) = &explanation.intake_closed {
+        let reason = table::plain(reason);
+        sentences.push(format!("  the coordinator gives nothing to agents just now: {reason}"));
+    }
     for agent in &explanation.agents {
         let reason = table::plain(&agent.reason);
         sentences.push(format!("  agent {}: {reason}", agent.name));
@@ -144,6 +150,7 @@ async fn open(
         inputs: explanation.inputs.iter().map(Input::from).collect(),
         inputs_unlisted: explanation.inputs_unlisted,
         before: explanation.before,
+        intake_closed: explanation.intake_closed,
         agents: explanation
             .agents
             .into_iter()
@@ -220,6 +227,7 @@ async fn ended(coordinator: &Coordinator, build: ShownBuild) -> Result<Object, C
         inputs: Vec::new(),
         inputs_unlisted: 0,
         before: None,
+        intake_closed: None,
         agents: Vec::new(),
         agent: row.agent,
         attempt: row.attempt.map(|attempt| attempt.to_string()),

@@ -10,7 +10,7 @@ use crate::{
     protocol::{
         frame::FrameError,
         handshake::{HELD_MAX, Hello, agree},
-        message::{Allocation, FromAgent, ToAgent, Welcome},
+        message::{Allocation, CAPACITY_REASON_BYTES_MAX, FromAgent, ToAgent, Welcome},
         session::{CoordinatorEnd, Due},
     },
     ssh::{ChannelReader, GuardedWriter, Incoming, Principal, Request, WriteError},
@@ -235,6 +235,11 @@ impl Life<'_> {
             FromAgent::Started { attempt } => {
                 self.coordinator.engine.tell(Input::Started { session, attempt }).await?;
             }
+            FromAgent::Capacity { slots, reason } => {
+                let reason = reason.map(|words| cut(words, CAPACITY_REASON_BYTES_MAX));
+                let capacity = Input::Capacity { session, slots, reason };
+                self.coordinator.engine.tell(capacity).await?;
+            }
             FromAgent::Log { attempt, offset, bytes } => {
                 // A log of an attempt that is not this session's is dropped, as stale as any other
                 // of its messages.
@@ -301,6 +306,12 @@ impl Life<'_> {
         // The writer ends with its own error, which is the one to tell.
         self.frames.send(frame).await.map_err(|_| SessionEnd::Lost)
     }
+}
+
+/// Returns the text with at most so many bytes.
+fn cut(mut text: String, bytes_max: usize) -> String {
+    text.truncate(text.floor_char_boundary(bytes_max));
+    text
 }
 
 /// What an agent says of itself, cut down to what its key allows.

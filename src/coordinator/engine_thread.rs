@@ -117,6 +117,15 @@ impl EngineHandle {
         self.messages.blocking_send(message).map_err(|_| EngineGone)
     }
 
+    /// Tells why results cannot be taken in now, or with `None` that they can again: nothing is
+    /// allocated meanwhile. It need not be told again, and is forgotten at a start.
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub async fn close_intake(&self, reason: Option<String>) -> Result<(), EngineGone> {
+        self.tell(Input::Intake { closed: reason }).await
+    }
+
     /// Writes facts down and waits until they are durable, from a thread that may wait.
     ///
     /// # Errors

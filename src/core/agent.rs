@@ -31,6 +31,23 @@ pub struct Abilities {
     pub slots: u32,
 }
 
+/// How many builds an agent wants to run at a time just now. Said anew in each session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capacity {
+    /// How many; never more than the slots of its abilities.
+    pub slots: u32,
+    /// Why they are fewer than its slots, in the agent's words.
+    pub reason: Option<String>,
+}
+
+impl Capacity {
+    /// Returns what counts until the agent says otherwise: all its slots.
+    #[must_use]
+    pub const fn whole(abilities: &Abilities) -> Self {
+        Self { slots: abilities.slots, reason: None }
+    }
+}
+
 /// Whether an agent can be spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AgentState {
@@ -88,6 +105,8 @@ pub struct Agent {
     pub state: AgentState,
     /// What it said of itself last.
     pub abilities: Abilities,
+    /// How many builds it wants to run at a time; what it said in its last session.
+    pub capacity: Capacity,
     /// When its last session began or ended.
     pub last_seen: Timestamp,
     /// The classes of builds it can take; follows from `abilities`.
@@ -113,7 +132,7 @@ impl Agent {
     pub fn free_slots(&self) -> usize {
         match self.state {
             AgentState::Connected { .. } => {
-                (self.abilities.slots as usize).saturating_sub(self.running.len())
+                (self.capacity.slots as usize).saturating_sub(self.running.len())
             }
             AgentState::Away { .. } => 0,
         }

@@ -4,6 +4,7 @@
 //! transaction, and only then lets the effects out. A step is pure: the same state, time, ids and
 //! inputs give the same result.
 
+mod administration;
 mod agents;
 mod ask;
 mod input;
@@ -106,6 +107,8 @@ pub struct Engine {
     /// connections. At most one per live attempt.
     early_offers: BTreeMap<AttemptId, Token>,
     stale_messages: u64,
+    /// Why the coordinator cannot take results in now.
+    intake_closed: Option<String>,
 }
 
 /// What a step has produced so far, and what it needs to know.
@@ -130,6 +133,7 @@ impl Engine {
             deferred: BTreeSet::new(),
             early_offers: BTreeMap::new(),
             stale_messages: 0,
+            intake_closed: None,
         }
     }
 
@@ -166,6 +170,10 @@ impl Engine {
                 self.join(turn, session, &name, instance, abilities, &held);
             }
             Input::Leave { session } => self.leave(turn, session),
+            Input::Capacity { session, slots, reason } => {
+                self.note_capacity(session, slots, reason)
+            }
+            Input::Intake { closed } => self.intake_closed = closed,
             Input::Started { session, attempt } => self.started(turn, session, attempt),
             Input::Finished { session, attempt, outcome } => {
                 self.finished(turn, session, attempt, outcome);

@@ -11,6 +11,9 @@ use bytes::Bytes;
 /// The longest piece of log in one message, in bytes.
 pub const LOG_CHUNK_BYTES_MAX: usize = 256 * 1024;
 
+/// The longest reason in a [`FromAgent::Capacity`], in bytes; what is longer is cut by the reader.
+pub const CAPACITY_REASON_BYTES_MAX: usize = 512;
+
 /// What an agent says on its control channel.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -39,6 +42,16 @@ pub enum FromAgent {
         outcome: Outcome,
         /// The length of the whole log, in bytes.
         log_bytes: u64,
+    },
+    /// How many builds the agent wants to run at a time from now on. Until it is said in a session,
+    /// that is all slots of its [`Hello`].
+    Capacity {
+        /// How many, at most the slots of its [`Hello`].
+        slots: u32,
+        /// Why they are fewer than its slots, in words for people: at most
+        /// [`CAPACITY_REASON_BYTES_MAX`] bytes. Absent when they are not fewer.
+        #[serde(default)]
+        reason: Option<String>,
     },
     /// Nothing but a sign of life.
     Heartbeat {},

@@ -18,11 +18,12 @@ use steading::{
 };
 
 /// What the names of messages begin with: direction and kind.
-pub(crate) const KINDS: [&str; 26] = [
+pub(crate) const KINDS: [&str; 27] = [
     "from-agent hello",
     "from-agent started",
     "from-agent log",
     "from-agent finished",
+    "from-agent capacity",
     "from-agent heartbeat",
     "to-agent welcome",
     "to-agent refused",
@@ -105,6 +106,7 @@ fn kind_from_agent(message: &FromAgent) -> &'static str {
         FromAgent::Started { .. } => "started",
         FromAgent::Log { .. } => "log",
         FromAgent::Finished { .. } => "finished",
+        FromAgent::Capacity { .. } => "capacity",
         FromAgent::Heartbeat {} => "heartbeat",
     }
 }
@@ -155,6 +157,9 @@ pub(crate) fn all() -> Vec<Message> {
         let finished = FromAgent::Finished { attempt: ATTEMPT, outcome, log_bytes: 4_120 };
         Message::Up(which, finished)
     }));
+    let reason = Some("8.2 runnable processes on 4 processors".to_owned());
+    all.push(Message::Up("less", FromAgent::Capacity { slots: 1, reason }));
+    all.push(Message::Up("whole", FromAgent::Capacity { slots: 4, reason: None }));
     all.push(Message::Up("", FromAgent::Heartbeat {}));
     all.extend(to_agent().into_iter().map(|message| Message::Down("", message)));
     all.extend(bulk_from_agent().into_iter().map(|message| Message::BulkUp("", message)));

@@ -2,7 +2,7 @@
 
 use super::{Answer, Build, Delivery, Effect, Engine, Order, Token, Turn};
 use crate::core::{
-    agent::{Abilities, Agent, AgentEvent, AgentState, SessionId, next_state},
+    agent::{Abilities, Agent, AgentEvent, AgentState, Capacity, SessionId, next_state},
     arena::Ix,
     attempt::AttemptState,
     build::{BuildEvent, BuildState, Lease},
@@ -80,6 +80,7 @@ impl Engine {
             instance,
             state: AgentState::Away { since: turn.now.mono },
             abilities: abilities.clone(),
+            capacity: Capacity::whole(&abilities),
             last_seen: turn.now.wall,
             classes: Vec::new(),
             running: BTreeSet::new(),
@@ -87,6 +88,7 @@ impl Engine {
         });
         agent.state = next_state(agent.state, AgentEvent::Joined { session });
         agent.instance = instance;
+        agent.capacity = Capacity::whole(&abilities);
         agent.abilities = abilities;
         agent.classes = classes;
         agent.last_seen = turn.now.wall;

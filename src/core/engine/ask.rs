@@ -2,7 +2,7 @@
 
 use super::{Build, Engine};
 use crate::core::{
-    agent::{Abilities, Agent, AgentState},
+    agent::{Abilities, Agent, AgentState, Capacity},
     arena::Ix,
     build::ShownState,
     id::{AttemptId, BuildId, Name},
@@ -73,6 +73,8 @@ pub struct Counts {
     pub unplaceable: usize,
     /// Messages of attempts that no longer held their lease.
     pub stale_messages: u64,
+    /// Why the coordinator cannot take results in now; absent when it can.
+    pub intake_closed: Option<String>,
 }
 
 /// An agent as commands show it.
@@ -84,6 +86,8 @@ pub struct AgentView {
     pub connected: bool,
     /// What it can build.
     pub abilities: Abilities,
+    /// How many builds it wants to run at a time.
+    pub capacity: Capacity,
     /// Builds that take a slot.
     pub running: Vec<BuildId>,
     /// Builds whose outputs it is sending.
@@ -137,7 +141,11 @@ impl Engine {
     }
 
     fn counts(&self) -> Counts {
-        let mut counts = Counts { stale_messages: self.stale_messages, ..Counts::default() };
+        let mut counts = Counts {
+            stale_messages: self.stale_messages,
+            intake_closed: self.intake_closed.clone(),
+            ..Counts::default()
+        };
         for (ix, _) in self.builds.iter() {
             *counts.builds.entry(self.shown(ix)).or_default() += 1;
         }
@@ -163,6 +171,7 @@ impl Engine {
             name: agent.name.clone(),
             connected: agent.session().is_some(),
             abilities: agent.abilities.clone(),
+            capacity: agent.capacity.clone(),
             running: agent.running.iter().map(id).collect(),
             sending: agent.sending.iter().map(id).collect(),
             last_seen: agent.last_seen,

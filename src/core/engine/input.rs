@@ -60,6 +60,21 @@ pub enum Input {
         /// The session.
         session: SessionId,
     },
+    /// An agent wants to run so many builds at a time from now on. Attempts beyond go on.
+    Capacity {
+        /// The session it was said on.
+        session: SessionId,
+        /// How many.
+        slots: u32,
+        /// Why not all its slots, in the agent's words.
+        reason: Option<String>,
+    },
+    /// The coordinator cannot take results in now, or can again. While it cannot, nothing is
+    /// allocated; attempts that live go on. After a start it can until this says otherwise.
+    Intake {
+        /// Why it cannot, in words for people; absent when it can.
+        closed: Option<String>,
+    },
     /// The builder of an attempt runs.
     Started {
         /// The session it was said on.

@@ -83,7 +83,7 @@ impl Engine {
     /// Gives ready builds to agents with free slots, one to each in turn, until nobody can take
     /// one more.
     pub(super) fn allocate(&mut self, turn: &mut Turn<'_>) {
-        if self.queue.is_empty() {
+        if self.queue.is_empty() || self.intake_closed.is_some() {
             return;
         }
         let mut free: Vec<(usize, Name)> = self
@@ -183,7 +183,8 @@ impl Engine {
             findings.push("the agents' lists and the live attempts differ in number".to_owned());
         }
         for agent in self.agents.values() {
-            if agent.free_slots() > 0 && self.next_for(agent).is_some() {
+            let open = self.intake_closed.is_none();
+            if open && agent.free_slots() > 0 && self.next_for(agent).is_some() {
                 findings
                     .push(format!("agent {}: has a free slot and could take a build", agent.name));
             }

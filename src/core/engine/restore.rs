@@ -3,7 +3,7 @@
 
 use super::{Build, Engine, Settings, order::dependents_first};
 use crate::core::{
-    agent::{Abilities, Agent, AgentState},
+    agent::{Abilities, Agent, AgentState, Capacity},
     build::{BuildState, ShownState},
     change::{Limits, Origin},
     graph::Facts,
@@ -114,6 +114,7 @@ impl Engine {
                     name: agent.name,
                     instance: agent.instance,
                     state: AgentState::Away { since: now.mono },
+                    capacity: Capacity::whole(&agent.abilities),
                     abilities: agent.abilities,
                     last_seen: agent.last_seen,
                     classes: Vec::new(),

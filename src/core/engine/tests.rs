@@ -1,6 +1,7 @@
 //! Stories of the engine, told on a model of the database. The database's own tests tell them
 //! again on the real one.
 
+mod administration;
 mod agents;
 pub(crate) mod disk;
 mod graph;
@@ -36,5 +37,9 @@ fn tell(stories: &[Story], name: &str) {
 
 /// Returns all stories.
 pub(crate) fn all() -> impl Iterator<Item = &'static Story> {
-    submissions::STORIES.iter().chain(graph::STORIES).chain(agents::STORIES)
+    submissions::STORIES
+        .iter()
+        .chain(graph::STORIES)
+        .chain(agents::STORIES)
+        .chain(administration::STORIES)
 }

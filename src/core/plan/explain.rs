@@ -35,6 +35,8 @@ pub struct Explanation {
     pub inputs_unlisted: usize,
     /// How many ready builds of its class go before it, once it is ready.
     pub before: Option<usize>,
+    /// Why nothing at all is allocated now; absent when builds are given to agents.
+    pub intake_closed: Option<String>,
     /// Why each agent that was ever seen does not take it now.
     pub agents: Vec<AgentReason>,
 }
@@ -112,6 +114,7 @@ pub fn explain(engine: &Engine, ix: Ix<Build>) -> Explanation {
         inputs,
         inputs_unlisted,
         before,
+        intake_closed: engine.intake_closed().map(str::to_owned),
         agents,
     }
 }
@@ -121,6 +124,11 @@ fn reason(engine: &Engine, ix: Ix<Build>, agent: &Agent, class: &super::Class) -
         obstacle
     } else if agent.session().is_none() {
         "it is not connected".to_owned()
+    } else if agent.free_slots() == 0 && agent.capacity.slots < agent.abilities.slots {
+        let words = agent.capacity.reason.as_deref().unwrap_or("it does not say why");
+        let slots = agent.capacity.slots;
+        let builds = if slots == 1 { "build" } else { "builds" };
+        format!("it takes at most {slots} {builds} just now: {words}")
     } else if agent.free_slots() == 0 {
         format!("all of its {} slots are taken", agent.abilities.slots)
     } else if engine.build(ix).avoid.as_ref() == Some(&agent.name) {

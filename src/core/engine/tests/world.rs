@@ -17,7 +17,7 @@ use crate::core::{
     id::{AttemptId, BuildId, InstanceId, Name},
     outcome::{BuildFailure, Outcome, SetupFailure},
     path_info::PathInfo,
-    plan::{Class, Strategy},
+    plan::{Class, Explanation, Strategy},
     store_path::{PathHash, StoreDir, StorePath},
     time::{Monotonic, Now, Timestamp},
 };
@@ -293,6 +293,11 @@ impl World {
         }
     }
 
+    pub(crate) fn wants(&mut self, agent: &str, slots: u32, reason: &str) {
+        let (session, reason) = (self.session(agent), Some(reason.to_owned()));
+        self.step(vec![Input::Capacity { session, slots, reason }]);
+    }
+
     pub(crate) fn started(&mut self, agent: &str, attempt: &str) {
         let (session, attempt) = (self.session(agent), self.attempt(attempt));
         self.step(vec![Input::Started { session, attempt }]);
@@ -352,6 +357,12 @@ impl World {
         self.deliver(agent, attempt);
     }
 
+    // What the coordinator finds.
+
+    pub(crate) fn close_intake(&mut self, reason: Option<&str>) {
+        self.step(vec![Input::Intake { closed: reason.map(str::to_owned) }]);
+    }
+
     // What time does.
 
     pub(crate) fn pass_ms(&mut self, ms: u64) {
@@ -404,6 +415,13 @@ impl World {
     pub(crate) fn counts(&self) -> crate::core::engine::Counts {
         match self.engine.ask(&Ask::Counts) {
             Told::Counts(counts) => counts,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn why(&self, build: BuildId) -> Explanation {
+        match self.engine.ask(&Ask::Why(build)) {
+            Told::Why(Some(explanation)) => *explanation,
             other => panic!("{other:?}"),
         }
     }
