@@ -6,6 +6,7 @@
 //! | `strategy` | `basic`, `derivation-ordered` | `basic` | when an input holds a build back |
 //! | `priority-step` | minutes | 5 | how much waiting one point of priority is worth |
 //! | `lease` | seconds | 1200 | how long an agent may be away before its builds go to others |
+//! | `quarantine-after` | builds, 0 to 255 | 5 | how many builds in a row must end through an agent's fault until it gets no more; 0: never |
 //! | `signing-key-name` | text | host name and `-1` | the name of a signing key made at first start |
 //! | `publish."STORE DIR"` | `complete`, `external-references-allowed` | `complete` | when a path becomes visible |
 //!
@@ -30,6 +31,9 @@ pub struct Config {
     pub priority_step: u32,
     /// How long an agent may be away before its builds go to others, in seconds.
     pub lease: u32,
+    /// After how many builds in a row that ended through its fault an agent gets no more; never
+    /// when 0.
+    pub quarantine_after: u8,
     /// The name of a signing key made at first start.
     pub signing_key_name: Option<String>,
     /// When a path becomes visible, by store directory.
@@ -43,6 +47,7 @@ impl Default for Config {
             strategy: Strategy::default(),
             priority_step: 5,
             lease: 1_200,
+            quarantine_after: 5,
             signing_key_name: None,
             publish: BTreeMap::new(),
         }
@@ -95,6 +100,7 @@ impl Config {
             strategy: self.strategy,
             priority_step: i64::from(self.priority_step),
             lease_ms: u64::from(self.lease) * 1_000,
+            quarantine_after: self.quarantine_after,
         }
     }
 }
@@ -128,12 +134,13 @@ mod tests {
     fn every_key_is_read() {
         let config = parse(
             "listen = '127.0.0.1:0'\nstrategy = 'derivation-ordered'\npriority-step = 1\n\
-             lease = 60\nsigning-key-name = 'farm-2'\n\
+             lease = 60\nquarantine-after = 3\nsigning-key-name = 'farm-2'\n\
              [publish]\n'/nix/store' = 'external-references-allowed'\n",
         )
         .unwrap();
         assert_eq!(config.strategy, Strategy::DerivationOrdered);
         assert_eq!(config.settings().lease_ms, 60_000);
+        assert_eq!(config.settings().quarantine_after, 3);
         assert_eq!(
             config.publish.get(&StoreDir::nix()),
             Some(&PublishPolicy::ExternalReferencesAllowed)

@@ -25,7 +25,10 @@ impl Agents {
     fn obstacle(&self, class: &Class) -> Option<String> {
         let able: Vec<&AgentView> =
             self.0.iter().filter(|agent| class.obstacle(&agent.abilities).is_none()).collect();
-        if able.iter().any(|agent| agent.connected) {
+        let takes = |agent: &&AgentView| {
+            agent.connected && agent.suspension.is_none() && agent.capacity.slots > 0
+        };
+        if able.iter().any(takes) {
             return None;
         }
         let what = needs(class);
@@ -39,7 +42,9 @@ impl Agents {
             if able.len() > NAMED_MAX {
                 names.push("…");
             }
-            format!("it needs {what}; {} could, but none is connected", names.join(", "))
+            let connected = able.iter().any(|agent| agent.connected);
+            let lack = if connected { "takes builds just now" } else { "is connected" };
+            format!("it needs {what}; {} could, but none {lack}", names.join(", "))
         };
         Some(format!("no agent can build this now ({why})"))
     }
@@ -126,7 +131,11 @@ mod tests {
             name: name.parse().unwrap(),
             connected,
             capacity: Capacity::whole(&abilities),
+            slots_free: 1,
             abilities,
+            suspension: None,
+            obstacle: None,
+            failures_in_a_row: 0,
             running: Vec::new(),
             sending: Vec::new(),
             last_seen: Timestamp::from_ms(0),
@@ -142,5 +151,9 @@ mod tests {
         let unable = told(vec![agent("amber", true)], class(&["kvm"])).unwrap();
         assert!(unable.contains("x86_64-linux with kvm in /nix/store"), "{unable}");
         assert_eq!(told(vec![agent("amber", true)], class(&[])), None);
+        let mut idle = agent("amber", true);
+        idle.capacity.slots = 0;
+        let idle = told(vec![idle], class(&[])).unwrap();
+        assert!(idle.contains("amber could, but none takes builds just now"), "{idle}");
     }
 }

@@ -16,6 +16,7 @@ pub(super) fn sentence(end: &AttemptEnd) -> String {
             "was lost: its agent was not heard of for a whole lease, or came back without it"
                 .to_owned()
         }
+        AttemptEnd::Drained => "was given back: its agent was to be empty by a deadline".to_owned(),
         AttemptEnd::UploadFailed(reason) => {
             format!("built, but its outputs could not be delivered: {}", table::plain(reason))
         }

@@ -24,6 +24,8 @@ mod lines;
 mod log;
 mod missing;
 mod nar;
+mod nearest;
+mod obstacles;
 mod output;
 mod outputs;
 mod selection;

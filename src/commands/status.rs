@@ -4,6 +4,7 @@ use super::{
     asking,
     error::{CommandError, Exit},
     invocation::Invocation,
+    obstacles,
     output::Format,
     table::{self, count},
     times,
@@ -11,12 +12,21 @@ use super::{
     version::VERSION,
 };
 use crate::{
-    core::{build::ShownState, engine::Counts},
+    core::{
+        agent::SuspensionKind,
+        build::ShownState,
+        engine::{AgentView, Counts},
+    },
     ssh::{Counters, Role},
     store::{Holdings, Reader},
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
+
+/// How many agents that take no builds are listed.
+const NOT_TAKING_MAX: usize = 1_000;
+/// How many of them get a line; the rest is counted.
+const NOT_TAKING_LINES_MAX: usize = 10;
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -35,6 +45,12 @@ struct Object {
     intake_closed: Option<String>,
     agents_connected: usize,
     agents_known: usize,
+    agents_paused: usize,
+    /// Those that are drained, too.
+    agents_draining: usize,
+    agents_quarantined: usize,
+    /// Known agents that take no builds, or fewer than they have slots, and why.
+    not_taking: Vec<NotTaking>,
     /// Agents with a key in the keydir.
     agents_registered: usize,
     slots: usize,
@@ -53,6 +69,12 @@ struct Object {
     turned_away: usize,
     keydir_problems: Vec<String>,
     next: String,
+}
+
+#[derive(Serialize)]
+struct NotTaking {
+    agent: String,
+    reason: String,
 }
 
 impl Act for Status {
@@ -75,6 +97,7 @@ impl Act for Status {
         object.started_at = times::rfc3339(coordinator.started_at);
         object.uptime_s = uptime_ms / 1_000;
         object.agents_registered = registered.len();
+        object.not_taking = not_taking(&asking::agents(coordinator).await?);
         object.keydir_problems = problems.iter().map(ToString::to_string).collect();
         object.next = next(&object);
         if invocation.output.format() == Format::Json {
@@ -89,7 +112,17 @@ impl Act for Status {
     }
 }
 
+/// Returns why agents take no builds, or fewer than they have slots.
+fn not_taking(views: &[AgentView]) -> Vec<NotTaking> {
+    let reasons = views.iter().filter_map(|view| {
+        let agent = view.name.to_string();
+        obstacles::limit(view).map(|reason| NotTaking { agent, reason })
+    });
+    reasons.take(NOT_TAKING_MAX).collect()
+}
+
 fn object(counts: &Counts, holdings: Holdings, door: Counters) -> Object {
+    let suspended = |kind| counts.suspended.get(&kind).copied().unwrap_or(0);
     Object {
         version: VERSION,
         started_at: String::new(),
@@ -99,6 +132,10 @@ fn object(counts: &Counts, holdings: Holdings, door: Counters) -> Object {
         intake_closed: counts.intake_closed.clone(),
         agents_connected: counts.agents_connected,
         agents_known: counts.agents_known,
+        agents_paused: suspended(SuspensionKind::Paused),
+        agents_draining: suspended(SuspensionKind::Draining),
+        agents_quarantined: suspended(SuspensionKind::Quarantined),
+        not_taking: Vec::new(),
         agents_registered: 0,
         slots: counts.slots,
         slots_free: counts.slots_free,
@@ -145,6 +182,13 @@ fn lines(object: &Object) -> Vec<String> {
     if let Some(reason) = &object.intake_closed {
         lines.push(format!("stopped   nothing is given to agents: {}", table::plain(reason)));
     }
+    for NotTaking { agent, reason } in object.not_taking.iter().take(NOT_TAKING_LINES_MAX) {
+        lines.push(format!("agent     {agent}: {reason}"));
+    }
+    let more = object.not_taking.len().saturating_sub(NOT_TAKING_LINES_MAX);
+    if more > 0 {
+        lines.push(format!("agent     … and {more} more: see ‘agents’"));
+    }
     for problem in &object.keydir_problems {
         lines.push(format!("keydir    {}", table::plain(problem)));
     }
@@ -168,6 +212,10 @@ fn next(object: &Object) -> String {
     }
     if object.agents_connected == 0 {
         return "start an agent: ‘steading agent --coordinator HOST:PORT’ on a build machine"
+            .to_owned();
+    }
+    if object.agents_quarantined > 0 {
+        return "see what is wrong with quarantined agents: ‘agents’, then ‘agents show NAME’"
             .to_owned();
     }
     if object.unplaceable > 0 {
@@ -205,6 +253,8 @@ mod tests {
         assert!(next(&object).contains("--state blocked"));
         object.unplaceable = 1;
         assert!(next(&object).contains("no agent can take"));
+        object.agents_quarantined = 1;
+        assert!(next(&object).contains("quarantined"));
         object.intake_closed = Some("1 GiB free".to_owned());
         assert_eq!(next(&object), "make room for results: 1 GiB free");
         object.keydir_problems.push("x".to_owned());
@@ -217,6 +267,11 @@ mod tests {
             object(&Counts::default(), Holdings { nars: 2, bytes: 2048 }, Counters::default());
         object.builds.insert("ready", 3);
         object.uptime_s = 61;
+        let idle = |number: usize| {
+            let reason = "paused by olga: a new disk".to_owned();
+            NotTaking { agent: format!("a{number}"), reason }
+        };
+        object.not_taking = (0..12).map(idle).collect();
         object.intake_closed = Some("1 GiB free, at least 2 GiB are wanted".to_owned());
         object.next = "rest".to_owned();
         let text = lines(&object).join("\n").replace(VERSION, "VERSION");
@@ -229,6 +284,17 @@ mod tests {
         door      0 sessions, 0 channels, 0 not authenticated; since the start 0 connections, 0 turned away
         stale     0 messages since the start
         stopped   nothing is given to agents: 1 GiB free, at least 2 GiB are wanted
+        agent     a0: paused by olga: a new disk
+        agent     a1: paused by olga: a new disk
+        agent     a2: paused by olga: a new disk
+        agent     a3: paused by olga: a new disk
+        agent     a4: paused by olga: a new disk
+        agent     a5: paused by olga: a new disk
+        agent     a6: paused by olga: a new disk
+        agent     a7: paused by olga: a new disk
+        agent     a8: paused by olga: a new disk
+        agent     a9: paused by olga: a new disk
+        agent     … and 2 more: see ‘agents’
         next      rest
         ");
     }

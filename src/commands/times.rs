@@ -64,21 +64,68 @@ impl FromStr for Since {
     type Err = InvalidSince;
 
     fn from_str(text: &str) -> Result<Self, InvalidSince> {
-        if let Some((number, unit_ms)) =
-            UNITS.iter().find_map(|(unit, ms)| text.strip_suffix(*unit).map(|number| (number, *ms)))
-            && number.bytes().all(|byte| byte.is_ascii_digit())
-        {
-            let count: i64 = number.parse().map_err(|_| InvalidSince)?;
-            return Ok(Self::Ago { ms: count.checked_mul(unit_ms).ok_or(InvalidSince)? });
-        }
-        let time = match text.parse::<jiff::civil::Date>() {
-            Ok(date) if text.len() == "2026-11-21".len() => {
-                date.to_zoned(jiff::tz::TimeZone::UTC).map_err(|_| InvalidSince)?.timestamp()
-            }
-            Ok(_) | Err(_) => text.parse::<jiff::Timestamp>().map_err(|_| InvalidSince)?,
-        };
-        Ok(Self::At(Timestamp::from_ms(time.as_millisecond())))
+        Ok(match read(text).ok_or(InvalidSince)? {
+            Read::Time(at) => Self::At(at),
+            Read::Span { ms } => Self::Ago { ms },
+        })
     }
+}
+
+/// A point of time, or how long after now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Deadline {
+    At(Timestamp),
+    In { ms: i64 },
+}
+
+impl Deadline {
+    pub(super) fn from(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::At(at) => at,
+            Self::In { ms } => now.plus_ms(ms),
+        }
+    }
+}
+
+/// A text that is no deadline.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "write a deadline as 2026-11-21T11:02:03Z or 2026-11-21, or how far off it is as 90s, 30m, 2h, 3d or 1w"
+)]
+pub(super) struct InvalidDeadline;
+
+impl FromStr for Deadline {
+    type Err = InvalidDeadline;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDeadline> {
+        Ok(match read(text).ok_or(InvalidDeadline)? {
+            Read::Time(at) => Self::At(at),
+            Read::Span { ms } => Self::In { ms },
+        })
+    }
+}
+
+/// What a text names.
+enum Read {
+    Time(Timestamp),
+    Span { ms: i64 },
+}
+
+fn read(text: &str) -> Option<Read> {
+    if let Some((number, unit_ms)) =
+        UNITS.iter().find_map(|(unit, ms)| text.strip_suffix(*unit).map(|number| (number, *ms)))
+        && number.bytes().all(|byte| byte.is_ascii_digit())
+    {
+        let count: i64 = number.parse().ok()?;
+        return Some(Read::Span { ms: count.checked_mul(unit_ms)? });
+    }
+    let time = match text.parse::<jiff::civil::Date>() {
+        Ok(date) if text.len() == "2026-11-21".len() => {
+            date.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp()
+        }
+        Ok(_) | Err(_) => text.parse::<jiff::Timestamp>().ok()?,
+    };
+    Some(Read::Time(Timestamp::from_ms(time.as_millisecond())))
 }
 
 #[cfg(test)]
@@ -111,6 +158,15 @@ mod tests {
             let since: Since = text.parse().unwrap();
             assert_eq!(since.from(NOON).as_ms() - NOON.as_ms(), ms, "{text}");
         }
+    }
+
+    #[test]
+    fn deadlines_are_ahead() {
+        for (text, ms) in [("2026-11-21T12:00:01Z", 1_000), ("90s", 90_000), ("1d", 86_400_000)] {
+            let deadline: Deadline = text.parse().unwrap();
+            assert_eq!(deadline.from(NOON).as_ms() - NOON.as_ms(), ms, "{text}");
+        }
+        assert_eq!("soon".parse::<Deadline>(), Err(InvalidDeadline));
     }
 
     #[test]

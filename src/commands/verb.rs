@@ -117,7 +117,12 @@ pub(super) static VERBS: [Verb; 16] = [
         "print the nar of a store path, uncompressed",
         "ssh COORDINATOR nar /nix/store/0c96x2i7vy7wb2jd0jlp1vlp1jvxijzy-x | nix-store --restore x",
     ),
-    verb::<agents::Agents>("agents", VIEWER, "list agents", "ssh COORDINATOR agents"),
+    verb::<agents::Agents>(
+        "agents",
+        VIEWER,
+        "list agents; as operator pause, drain, resume or forget one",
+        "ssh COORDINATOR agents drain amber --reason 'new disk' --deadline 2h",
+    ),
     verb::<status::Status>(
         "status",
         VIEWER,
@@ -205,7 +210,7 @@ pub(super) enum NotCalled {
 /// Finds the verb of some words and reads its arguments.
 pub(super) fn parse(words: &[String], columns: Option<u32>) -> Result<Called, NotCalled> {
     let matches =
-        commands(columns).try_get_matches_from(words).map_err(|error| not_called(&error))?;
+        commands(columns).try_get_matches_from(words).map_err(|error| not_called(&error, words))?;
     let called = matches.subcommand().and_then(|(name, matches)| {
         let verb = VERBS.iter().find(|verb| verb.name == name)?;
         Some((verb, matches.clone()))
@@ -249,7 +254,7 @@ fn commands(columns: Option<u32>) -> Command {
         .subcommands(VERBS.iter().map(Verb::command))
 }
 
-fn not_called(error: &clap::Error) -> NotCalled {
+fn not_called(error: &clap::Error, words: &[String]) -> NotCalled {
     match error.kind() {
         ErrorKind::DisplayHelp => NotCalled::Help(error.render().to_string()),
         ErrorKind::InvalidSubcommand => {
@@ -259,9 +264,17 @@ fn not_called(error: &clap::Error) -> NotCalled {
                 Some(_) | None => None,
             };
             let wrong = table::excerpt(&word(ContextKind::InvalidSubcommand).unwrap_or_default());
+            // A verb may have verbs of its own.
+            let outer = words.iter().find_map(|word| VERBS.iter().find(|verb| verb.name == word));
+            let (which, list) = match outer {
+                Some(outer) => {
+                    (format!("verb ‘{} {wrong}’", outer.name), format!("help {}", outer.name))
+                }
+                None => (format!("verb ‘{wrong}’"), "help".to_owned()),
+            };
             NotCalled::Usage(match word(ContextKind::SuggestedSubcommand) {
-                Some(meant) => format!("there is no verb ‘{wrong}’; did you mean ‘{meant}’?"),
-                None => format!("there is no verb ‘{wrong}’: ‘help’ lists them"),
+                Some(meant) => format!("there is no {which}; did you mean ‘{meant}’?"),
+                None => format!("there is no {which}: ‘{list}’ lists them"),
             })
         }
         _ => NotCalled::Usage(rendered(error)),
@@ -301,6 +314,14 @@ mod tests {
     fn an_unknown_verb_is_named_with_the_one_that_was_meant() {
         assert_eq!(wrong("sumbit x"), "there is no verb ‘sumbit’; did you mean ‘submit’?");
         assert_eq!(wrong("zzzzzz"), "there is no verb ‘zzzzzz’: ‘help’ lists them");
+        assert_eq!(
+            wrong("agents puase amber"),
+            "there is no verb ‘agents puase’; did you mean ‘pause’?"
+        );
+        assert_eq!(
+            wrong("agents help"),
+            "there is no verb ‘agents help’: ‘help agents’ lists them"
+        );
         assert!(usage("stauts", None).unwrap_err().text().contains("did you mean ‘status’"));
         assert_eq!(usage("zzzzzz", None).unwrap_err().status(), 2);
     }

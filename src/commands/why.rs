@@ -5,6 +5,7 @@ use super::{
     asking, ends,
     error::{CommandError, Exit},
     invocation::Invocation,
+    obstacles,
     output::Format,
     shown::{self, ShownBuild},
     table::{self, count},
@@ -138,7 +139,7 @@ async fn open(
         sentences.push(format!("  the coordinator gives nothing to agents just now: {reason}"));
     }
     for agent in &explanation.agents {
-        let reason = table::plain(&agent.reason);
+        let reason = obstacles::not_taken(&agent.reason);
         sentences.push(format!("  agent {}: {reason}", agent.name));
     }
     let (attempt, agent) = explanation.holder.unzip();
@@ -154,7 +155,10 @@ async fn open(
         agents: explanation
             .agents
             .into_iter()
-            .map(|agent| Agent { agent: agent.name.to_string(), reason: agent.reason })
+            .map(|agent| Agent {
+                reason: obstacles::not_taken(&agent.reason),
+                agent: agent.name.to_string(),
+            })
             .collect(),
         agent: agent.map(String::from),
         attempt: attempt.map(|attempt| attempt.to_string()),

@@ -18,7 +18,7 @@ use crate::{
         store_path::{PathHash, StorePath},
     },
     store::{Store, StoreError},
-    telemetry::Clock,
+    telemetry::{self, Clock},
 };
 use std::{collections::BTreeMap, time::Duration};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -376,6 +376,9 @@ impl EngineThread {
             // Nobody may be waiting.
             Effect::Rested { build, state } => drop(self.outlets.rested.send((build, state))),
             Effect::SealLog { attempt } => self.outlets.logs.seal(attempt),
+            Effect::Quarantined { agent, reason } => {
+                tracing::warn!(%agent, reason = telemetry::printable(reason.as_bytes()), "an agent was quarantined");
+            }
             Effect::Publish { paths } => self.outlets.publish.push(paths),
         }
     }
@@ -425,6 +428,12 @@ impl EngineThread {
                     reloaded.derivations.get(path)
                 ));
             }
+        }
+        if memory.agents != reloaded.agents {
+            findings.push(format!(
+                "agents: memory says {:?}, the database {:?}",
+                memory.agents, reloaded.agents
+            ));
         }
         Ok(findings)
     }

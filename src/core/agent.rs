@@ -3,7 +3,7 @@
 use super::{
     arena::Ix,
     engine::Build,
-    id::{InstanceId, Name},
+    id::{BuildId, InstanceId, Name},
     plan::ClassIx,
     store_path::StoreDir,
     time::{Monotonic, Timestamp},
@@ -46,6 +46,74 @@ impl Capacity {
     pub const fn whole(abilities: &Abilities) -> Self {
         Self { slots: abilities.slots, reason: None }
     }
+}
+
+/// Why it was decided that an agent gets no new builds. What it has goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suspension {
+    /// Which decision it is.
+    pub kind: SuspensionKind,
+    /// Why, in words for people; at most [`SUSPENSION_REASON_BYTES_MAX`] bytes.
+    pub reason: Option<String>,
+    /// Who decided it; absent when the coordinator did by itself.
+    pub by: Option<Name>,
+    /// Since when.
+    pub since: Timestamp,
+    /// When it ends, or when a draining agent must be empty; absent: when somebody says so.
+    pub until: Option<Timestamp>,
+}
+
+/// The longest reason of a [`Suspension`], in bytes.
+pub const SUSPENSION_REASON_BYTES_MAX: usize = 512;
+
+/// Which decision a [`Suspension`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SuspensionKind {
+    /// Somebody paused it, perhaps for some time.
+    Paused,
+    /// It shall become empty, perhaps by some time, and stay so.
+    Draining,
+    /// Too many builds in a row ended through its fault.
+    Quarantined,
+}
+
+impl SuspensionKind {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::Paused, Self::Draining, Self::Quarantined];
+
+    /// Returns the word that the database keeps.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Paused => "paused",
+            Self::Draining => "draining",
+            Self::Quarantined => "quarantined",
+        }
+    }
+}
+
+/// Why an agent takes no build now, whichever build it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Obstacle {
+    /// It was decided so.
+    Suspended {
+        /// The decision.
+        suspension: Suspension,
+        /// Whether it has nothing left to do.
+        is_empty: bool,
+    },
+    /// It has no session.
+    Away {
+        /// When its last session ended.
+        since: Timestamp,
+    },
+    /// It has as many builds as it wants just now, which are fewer than its slots.
+    Limited(Capacity),
+    /// All its slots are taken.
+    Full {
+        /// How many it has.
+        slots: u32,
+    },
 }
 
 /// Whether an agent can be spoken to.
@@ -107,6 +175,11 @@ pub struct Agent {
     pub abilities: Abilities,
     /// How many builds it wants to run at a time; what it said in its last session.
     pub capacity: Capacity,
+    /// Why it was decided that it gets no new builds, if it was.
+    pub suspension: Option<Suspension>,
+    /// The builds that ended through its fault since the last that did not, each once. At most as
+    /// many as a quarantine can take.
+    pub failures: Vec<BuildId>,
     /// When its last session began or ended.
     pub last_seen: Timestamp,
     /// The classes of builds it can take; follows from `abilities`.
@@ -127,14 +200,66 @@ impl Agent {
         }
     }
 
+    /// Tells whether it has nothing to do: no build, and no outputs to send.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty() && self.sending.is_empty()
+    }
+
     /// Returns how many more builds it can take now.
     #[must_use]
     pub fn free_slots(&self) -> usize {
-        match self.state {
-            AgentState::Connected { .. } => {
-                (self.capacity.slots as usize).saturating_sub(self.running.len())
-            }
-            AgentState::Away { .. } => 0,
+        if self.takes_builds() {
+            (self.capacity.slots as usize).saturating_sub(self.running.len())
+        } else {
+            0
+        }
+    }
+
+    /// Tells whether it takes builds, once it has a free slot.
+    #[must_use]
+    pub const fn takes_builds(&self) -> bool {
+        self.session().is_some() && self.suspension.is_none() && self.capacity.slots > 0
+    }
+
+    /// Returns why it takes no build now; `None` when it takes the next one that it can build.
+    #[must_use]
+    pub fn obstacle(&self) -> Option<Obstacle> {
+        if let Some(suspension) = &self.suspension {
+            let suspension = suspension.clone();
+            Some(Obstacle::Suspended { suspension, is_empty: self.is_empty() })
+        } else if self.session().is_none() {
+            Some(Obstacle::Away { since: self.last_seen })
+        } else if self.free_slots() > 0 {
+            None
+        } else if self.capacity.slots < self.abilities.slots {
+            Some(Obstacle::Limited(self.capacity.clone()))
+        } else {
+            Some(Obstacle::Full { slots: self.abilities.slots })
+        }
+    }
+
+    /// Returns an agent as it is when it is first heard of.
+    #[must_use]
+    pub fn new(
+        name: Name,
+        instance: InstanceId,
+        abilities: Abilities,
+        state: AgentState,
+        last_seen: Timestamp,
+    ) -> Self {
+        Self {
+            name,
+            instance,
+            state,
+            capacity: Capacity::whole(&abilities),
+            abilities,
+            suspension: None,
+            failures: Vec::new(),
+            last_seen,
+            classes: Vec::new(),
+            running: BTreeSet::new(),
+            sending: BTreeSet::new(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What a step writes down: rows for the database, in the order they must be applied.
 
 use super::{
-    agent::Abilities,
+    agent::{Abilities, Suspension},
     attempt::AttemptState,
     build::BuildState,
     hash::Sha256,
@@ -71,6 +71,25 @@ pub enum Change {
         abilities: Abilities,
         /// When.
         at: Timestamp,
+    },
+    /// It was decided that an agent gets no new builds, or that it does again.
+    AgentSuspended {
+        /// Which agent.
+        name: Name,
+        /// The decision; absent when there is none any more.
+        suspension: Option<Suspension>,
+    },
+    /// The builds that ended through an agent's fault since the last that did not.
+    AgentFailures {
+        /// Which agent.
+        name: Name,
+        /// Which builds, in order.
+        builds: Vec<BuildId>,
+    },
+    /// An agent is forgotten.
+    AgentRemoved {
+        /// Which agent.
+        name: Name,
     },
     /// An agent could find an output neither here nor anywhere else.
     Missing {

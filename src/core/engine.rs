@@ -15,9 +15,10 @@ mod submit;
 
 pub use ask::{AgentView, Ask, Counts, Told};
 pub use input::{
-    Answer, Authority, Canceled, Delivery, Effect, Input, Inputs, Order, Root, Submission, Token,
+    Administered, Answer, Authority, Canceled, Decision, Delivery, Effect, Input, Inputs, Order,
+    Root, Submission, Token,
 };
-pub use restore::{OpenBuild, Saved, SavedAgent, Snapshot, SnapshotBuild};
+pub use restore::{OpenBuild, Saved, SavedAgent, Snapshot, SnapshotAgent, SnapshotBuild};
 
 use super::{
     agent::Agent,
@@ -40,11 +41,19 @@ pub struct Settings {
     pub priority_step: i64,
     /// How long an agent may be away before its builds go to others, in milliseconds.
     pub lease_ms: u64,
+    /// After how many builds in a row that ended through its fault an agent is quarantined; never
+    /// when 0.
+    pub quarantine_after: u8,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { strategy: Strategy::default(), priority_step: 5, lease_ms: 20 * 60 * 1_000 }
+        Self {
+            strategy: Strategy::default(),
+            priority_step: 5,
+            lease_ms: 20 * 60 * 1_000,
+            quarantine_after: 5,
+        }
     }
 }
 
@@ -141,6 +150,7 @@ impl Engine {
     pub fn step(&mut self, now: Now, ids: &mut dyn IdSource, inputs: Vec<Input>) -> Step {
         let mut turn = Turn { now, ids, out: Step::default() };
         self.pass_time(&mut turn);
+        self.pass_deadlines(&mut turn);
         for input in inputs {
             self.take(&mut turn, input);
         }
@@ -153,12 +163,14 @@ impl Engine {
     /// milliseconds; `None` when only an input can change anything.
     #[must_use]
     pub fn wakes_in_ms(&self, now: Now) -> Option<u64> {
-        let deferred = self.deferred.first().map(|(until, _)| {
+        let deferred = self.deferred.first().map(|(until, _)| *until);
+        let deadlines = self.deadlines().map(|(until, _)| until);
+        let wall = deferred.into_iter().chain(deadlines).min().map(|until| {
             u64::try_from(until.as_ms().saturating_sub(now.wall.as_ms())).unwrap_or(0)
         });
         let leases =
             self.lease_ends().map(|(end, _)| end.as_ms().saturating_sub(now.mono.as_ms())).min();
-        deferred.into_iter().chain(leases).min()
+        wall.into_iter().chain(leases).min()
     }
 
     fn take(&mut self, turn: &mut Turn<'_>, input: Input) {
@@ -171,7 +183,10 @@ impl Engine {
             }
             Input::Leave { session } => self.leave(turn, session),
             Input::Capacity { session, slots, reason } => {
-                self.note_capacity(session, slots, reason)
+                self.note_capacity(session, slots, reason);
+            }
+            Input::Administer { token, agent, decision, by } => {
+                self.administer(turn, token, &agent, decision, by);
             }
             Input::Intake { closed } => self.intake_closed = closed,
             Input::Started { session, attempt } => self.started(turn, session, attempt),

@@ -78,6 +78,8 @@ pub enum AttemptEnd {
     SetupFailed(SetupFailure),
     /// The agent was not heard of for a whole lease, or came back without the attempt.
     AgentLost,
+    /// The agent was to be empty by a deadline, so that the build went to another.
+    Drained,
     /// The outputs could not be delivered, for this reason.
     UploadFailed(String),
     /// The outputs were delivered and refused by verification, for this reason.
@@ -95,9 +97,70 @@ impl AttemptEnd {
             Self::Failed(failure) => failure.word(),
             Self::SetupFailed(failure) => failure.word(),
             Self::AgentLost => "agent-lost",
+            Self::Drained => "drained",
             Self::UploadFailed(_) => "upload-failed",
             Self::Rejected(_) => "rejected",
             Self::Canceled => "canceled",
+        }
+    }
+}
+
+/// What the end of an attempt says of the machine it was on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineVerdict {
+    /// It built, or found out that the build fails.
+    Sound,
+    /// It could not do what others probably can.
+    AtFault,
+    /// Nothing.
+    Unknown,
+}
+
+impl AttemptEnd {
+    /// Returns what the end says of the machine.
+    ///
+    /// A lost agent says nothing: one loss of power ends all attempts of a good machine. Neither do
+    /// missing inputs, which are missing for everybody.
+    #[must_use]
+    pub const fn machine_verdict(&self) -> MachineVerdict {
+        match self {
+            Self::Succeeded | Self::Failed(_) => MachineVerdict::Sound,
+            Self::SetupFailed(SetupFailure::MissingInputs(_))
+            | Self::AgentLost
+            | Self::Drained
+            | Self::Canceled => MachineVerdict::Unknown,
+            Self::SetupFailed(
+                SetupFailure::DiskFull
+                | SetupFailure::OutputsPresent(_)
+                | SetupFailure::DaemonUnreachable(_)
+                | SetupFailure::Refused(_)
+                | SetupFailure::AttemptLost(_),
+            )
+            | Self::UploadFailed(_)
+            | Self::Rejected(_) => MachineVerdict::AtFault,
+        }
+    }
+
+    /// Returns the word, and the words that whoever reported the end gave it: `disk-full`,
+    /// `rejected: the hash is another`.
+    #[must_use]
+    pub fn brief(&self) -> String {
+        let word = self.word();
+        match self {
+            Self::SetupFailed(
+                SetupFailure::DaemonUnreachable(words)
+                | SetupFailure::Refused(words)
+                | SetupFailure::AttemptLost(words),
+            )
+            | Self::UploadFailed(words)
+            | Self::Rejected(words) => format!("{word}: {words}"),
+            Self::SetupFailed(SetupFailure::OutputsPresent(path)) => format!("{word}: {path}"),
+            Self::SetupFailed(SetupFailure::MissingInputs(_) | SetupFailure::DiskFull)
+            | Self::Succeeded
+            | Self::Failed(_)
+            | Self::AgentLost
+            | Self::Drained
+            | Self::Canceled => word.to_owned(),
         }
     }
 }

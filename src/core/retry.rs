@@ -30,7 +30,10 @@ pub fn next_try(end: &AttemptEnd, infrastructure_ends: u32, now: Timestamp) -> O
             let pause = FIRST_PAUSE_MS.saturating_mul(FACTOR.saturating_pow(exponent));
             Some(now.plus_ms(pause.min(PAUSE_MS_MAX)))
         }
-        AttemptEnd::Succeeded | AttemptEnd::Failed(_) | AttemptEnd::Canceled => None,
+        AttemptEnd::Drained
+        | AttemptEnd::Succeeded
+        | AttemptEnd::Failed(_)
+        | AttemptEnd::Canceled => None,
     }
 }
 
@@ -42,6 +45,7 @@ mod tests {
     fn a_lost_agent_costs_no_pause_and_a_bad_machine_ever_longer_ones() {
         let now = Timestamp::from_ms(0);
         assert_eq!(next_try(&AttemptEnd::AgentLost, 1, now), None);
+        assert_eq!(next_try(&AttemptEnd::Drained, 9, now), None);
         let end = AttemptEnd::SetupFailed(SetupFailure::DiskFull);
         let pauses: Vec<_> =
             (1..=8).map(|n| next_try(&end, n, now).map_or(0, Timestamp::as_ms)).collect();

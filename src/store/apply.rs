@@ -3,13 +3,12 @@
 //! Every transition names the state it starts from and must find exactly that row; anything else
 //! means that memory and disk have parted, and the process must restart from the database.
 
-use super::{Store, StoreError, doing, nars};
+use super::{Store, StoreError, agents, doing, nars};
 use crate::core::{
-    agent::Abilities,
     attempt::AttemptState,
     build::BuildState,
     change::{BuildRecord, Change, Origin, OutputRecord, Verdict},
-    id::{AttemptId, BuildId, InstanceId, Name},
+    id::{AttemptId, BuildId, Name},
     outcome::AttemptEnd,
     time::Timestamp,
 };
@@ -60,8 +59,15 @@ impl Store {
                 insert_outputs(&self.connection, *attempt, outputs, *verdict)
             }
             Change::Agent { name, instance, abilities, at } => {
-                upsert_agent(&self.connection, name, *instance, abilities, *at)
+                agents::upsert(&self.connection, name, *instance, abilities, *at)
             }
+            Change::AgentSuspended { name, suspension } => {
+                agents::suspend(&self.connection, name, suspension.as_ref())
+            }
+            Change::AgentFailures { name, builds } => {
+                agents::note_failures(&self.connection, name, builds)
+            }
+            Change::AgentRemoved { name } => agents::remove(&self.connection, name),
             Change::Missing { path, at } => nars::insert_missing(&self.connection, *path, *at),
             Change::Published { path, at } => nars::mark_published(&self.connection, *path, *at),
             Change::Audit { fingerprint, principal, line, at } => self
@@ -262,30 +268,4 @@ fn insert_outputs(
             .map_err(doing("note a dispute"))?;
     }
     Ok(())
-}
-
-fn upsert_agent(
-    connection: &Connection,
-    name: &Name,
-    instance: InstanceId,
-    abilities: &Abilities,
-    at: Timestamp,
-) -> Result<(), StoreError> {
-    let abilities = serde_json::to_string(abilities)
-        .map_err(|error| StoreError::Diverged(format!("abilities cannot be written: {error}")))?;
-    connection
-        .prepare_cached(
-            "INSERT INTO agents (name, instance, abilities, last_seen_at)
-             VALUES (:name, :instance, :abilities, :at)
-             ON CONFLICT (name) DO UPDATE SET instance = :instance, abilities = :abilities,
-                last_seen_at = :at",
-        )
-        .and_then(|mut upsert| {
-            upsert.execute(named_params! {
-                ":name": name.as_str(), ":instance": instance.as_bytes(),
-                ":abilities": abilities, ":at": at.as_ms(),
-            })
-        })
-        .map(drop)
-        .map_err(doing("note an agent"))
 }

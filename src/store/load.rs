@@ -3,9 +3,9 @@
 use super::{Store, StoreError, doing, row};
 use crate::core::{
     change::{Limits, Origin},
-    engine::{Inputs, OpenBuild, Root, Saved, SavedAgent},
+    engine::{Inputs, OpenBuild, Root, Saved},
     graph::{EndResult, Facts, Held, LastEnd},
-    id::{BuildId, InstanceId, Name},
+    id::{BuildId, Name},
     plan::Class,
     store_path::PathHash,
     time::Timestamp,
@@ -225,38 +225,6 @@ impl Store {
             builds.push(build.map_err(doing("read open builds"))??);
         }
         Ok(builds)
-    }
-
-    fn agents(&self) -> Result<Vec<SavedAgent>, StoreError> {
-        const TABLE: &str = "agents";
-        let mut select = self
-            .connection
-            .prepare(
-                "SELECT name, instance, abilities, last_seen_at FROM agents
-                 ORDER BY name LIMIT -1",
-            )
-            .map_err(doing("read agents"))?;
-        let rows = select
-            .query_map([], |row| {
-                Ok((
-                    row.get::<_, String>(0)?,
-                    row.get::<_, Vec<u8>>(1)?,
-                    row.get::<_, String>(2)?,
-                    row.get::<_, i64>(3)?,
-                ))
-            })
-            .map_err(doing("read agents"))?;
-        let mut agents = Vec::new();
-        for columns in rows {
-            let (name, instance, abilities, last_seen) = columns.map_err(doing("read agents"))?;
-            agents.push(SavedAgent {
-                name: row::parsed(TABLE, &name)?,
-                instance: InstanceId::from_bytes(row::bytes(TABLE, &instance)?),
-                abilities: row::json(TABLE, &abilities)?,
-                last_seen: Timestamp::from_ms(last_seen),
-            });
-        }
-        Ok(agents)
     }
 }
 

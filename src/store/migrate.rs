@@ -6,7 +6,8 @@ use super::{StoreError, doing};
 use rusqlite::{Connection, TransactionBehavior};
 
 /// All scripts, in order. Script `n` leads from version `n` to version `n + 1`.
-const SCRIPTS: &[&str] = &[include_str!("../../schema/0001_initial.sql")];
+const SCRIPTS: &[&str] =
+    &[include_str!("../../schema/0001_initial.sql"), include_str!("../../schema/0002_agents.sql")];
 
 /// Brings the database to the newest version, one transaction per script.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {

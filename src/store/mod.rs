@@ -4,6 +4,7 @@
 //! a step in one transaction. [`Reader`] is a read-only connection for queries, as many as there
 //! are readers. Neither decides anything. Called by the coordinator and, through it, by commands.
 
+mod agents;
 mod apply;
 mod derivations;
 mod load;

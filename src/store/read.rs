@@ -445,7 +445,7 @@ fn read_build(row: &Row<'_>) -> Result<BuildRow, StoreError> {
     })
 }
 
-fn read_attempt(row: &Row<'_>) -> Result<AttemptRow, StoreError> {
+pub(super) fn read_attempt(row: &Row<'_>) -> Result<AttemptRow, StoreError> {
     const TABLE: &str = "attempts";
     let sql = doing("read an attempt");
     let blob = |column: usize| row.get::<_, Vec<u8>>(column).map_err(&sql);

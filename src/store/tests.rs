@@ -1,6 +1,7 @@
 //! The database by itself, and together with the engine: the engine's stories are told again here,
 //! and after every step a reload must give what is in memory.
 
+mod agents;
 mod commit;
 mod damage;
 mod together;

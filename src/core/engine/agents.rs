@@ -75,16 +75,9 @@ impl Engine {
             .filter(|(_, class)| class.obstacle(&abilities).is_none())
             .map(|(ix, _)| ix)
             .collect();
-        let agent = self.agents.entry(name.clone()).or_insert_with(|| Agent {
-            name,
-            instance,
-            state: AgentState::Away { since: turn.now.mono },
-            abilities: abilities.clone(),
-            capacity: Capacity::whole(&abilities),
-            last_seen: turn.now.wall,
-            classes: Vec::new(),
-            running: BTreeSet::new(),
-            sending: BTreeSet::new(),
+        let agent = self.agents.entry(name.clone()).or_insert_with(|| {
+            let away = AgentState::Away { since: turn.now.mono };
+            Agent::new(name, instance, abilities.clone(), away, turn.now.wall)
         });
         agent.state = next_state(agent.state, AgentEvent::Joined { session });
         agent.instance = instance;
@@ -111,7 +104,7 @@ impl Engine {
     }
 
     /// Returns the live attempts of an agent.
-    fn attempts_of(&self, name: &Name) -> Vec<AttemptId> {
+    pub(super) fn attempts_of(&self, name: &Name) -> Vec<AttemptId> {
         let Some(agent) = self.agents.get(name) else { return Vec::new() };
         let held = agent.running.iter().chain(&agent.sending);
         held.filter_map(|ix| self.builds[*ix].state.lease().map(|lease| lease.attempt)).collect()
@@ -229,7 +222,7 @@ impl Engine {
 
     /// Ends a live attempt through no fault of the build, which is tried again by the rules of
     /// [`retry`].
-    fn give_back(&mut self, turn: &mut Turn<'_>, attempt: AttemptId, end: AttemptEnd) {
+    pub(super) fn give_back(&mut self, turn: &mut Turn<'_>, attempt: AttemptId, end: AttemptEnd) {
         let ix = self.holder(attempt).expect("only live attempts are given back");
         let agent = self.builds[ix].state.lease().map(|lease| lease.agent.clone());
         if let AttemptEnd::SetupFailed(SetupFailure::MissingInputs(paths)) = &end {

@@ -2,7 +2,7 @@
 
 use super::{Build, Engine};
 use crate::core::{
-    agent::{Abilities, Agent, AgentState, Capacity},
+    agent::{Abilities, Agent, AgentState, Capacity, Obstacle, Suspension, SuspensionKind},
     arena::Ix,
     build::ShownState,
     id::{AttemptId, BuildId, Name},
@@ -65,6 +65,8 @@ pub struct Counts {
     pub agents_connected: usize,
     /// Agents ever seen.
     pub agents_known: usize,
+    /// Agents that get no new builds, by the decision; connected or not.
+    pub suspended: BTreeMap<SuspensionKind, usize>,
     /// Slots of connected agents.
     pub slots: usize,
     /// Slots of connected agents that nothing uses.
@@ -88,6 +90,14 @@ pub struct AgentView {
     pub abilities: Abilities,
     /// How many builds it wants to run at a time.
     pub capacity: Capacity,
+    /// How many more builds it takes now.
+    pub slots_free: usize,
+    /// Why it was decided that it gets no new builds, if it was.
+    pub suspension: Option<Suspension>,
+    /// Why it takes no build now; absent when it takes the next one that it can build.
+    pub obstacle: Option<Obstacle>,
+    /// How many builds ended through its fault since the last that did not.
+    pub failures_in_a_row: usize,
     /// Builds that take a slot.
     pub running: Vec<BuildId>,
     /// Builds whose outputs it is sending.
@@ -151,6 +161,9 @@ impl Engine {
         }
         for agent in self.agents.values() {
             counts.agents_known += 1;
+            if let Some(suspension) = &agent.suspension {
+                *counts.suspended.entry(suspension.kind).or_default() += 1;
+            }
             if let AgentState::Connected { .. } = agent.state {
                 counts.agents_connected += 1;
                 counts.slots += agent.abilities.slots as usize;
@@ -172,6 +185,10 @@ impl Engine {
             connected: agent.session().is_some(),
             abilities: agent.abilities.clone(),
             capacity: agent.capacity.clone(),
+            slots_free: agent.free_slots(),
+            suspension: agent.suspension.clone(),
+            obstacle: agent.obstacle(),
+            failures_in_a_row: agent.failures.len(),
             running: agent.running.iter().map(id).collect(),
             sending: agent.sending.iter().map(id).collect(),
             last_seen: agent.last_seen,

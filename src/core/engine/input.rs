@@ -8,6 +8,7 @@ use crate::core::{
     id::{AttemptId, BuildId, InstanceId, Name},
     outcome::Outcome,
     store_path::{PathHash, StorePath},
+    time::Timestamp,
 };
 use std::sync::Arc;
 
@@ -69,6 +70,17 @@ pub enum Input {
         /// Why not all its slots, in the agent's words.
         reason: Option<String>,
     },
+    /// Somebody decides about an agent. Answered by [`Answer::Administered`].
+    Administer {
+        /// Whom to answer.
+        token: Token,
+        /// Which agent.
+        agent: Name,
+        /// What is decided.
+        decision: Decision,
+        /// Who decides.
+        by: Name,
+    },
     /// The coordinator cannot take results in now, or can again. While it cannot, nothing is
     /// allocated; attempts that live go on. After a start it can until this says otherwise.
     Intake {
@@ -111,6 +123,29 @@ pub enum Input {
         /// What verification says.
         delivery: Delivery,
     },
+}
+
+/// What somebody decides about an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// It gets no new builds until then, or until it is resumed.
+    Pause {
+        /// Why, in words for people.
+        reason: Option<String>,
+        /// When it ends by itself.
+        until: Option<Timestamp>,
+    },
+    /// It gets no new builds, and what it still has then goes to others.
+    Drain {
+        /// Why, in words for people.
+        reason: Option<String>,
+        /// When it must be empty.
+        until: Option<Timestamp>,
+    },
+    /// It gets builds again, whoever decided otherwise, and its failures are forgotten.
+    Resume,
+    /// It is forgotten, if it is away.
+    Remove,
 }
 
 /// A request for builds.
@@ -207,6 +242,13 @@ pub enum Effect {
         /// Which attempt.
         attempt: AttemptId,
     },
+    /// An agent was quarantined: somebody must look at it.
+    Quarantined {
+        /// Which one.
+        agent: Name,
+        /// Why, in words.
+        reason: String,
+    },
     /// These nars are durable and may be published.
     Publish {
         /// Which paths.
@@ -266,6 +308,8 @@ pub enum Answer {
     },
     /// What became of each build that was to be canceled.
     Canceled(Vec<(BuildId, Canceled)>),
+    /// What became of a decision about an agent.
+    Administered(Administered),
     /// The facts are durable.
     Recorded,
     /// Whether the outputs are wanted.
@@ -279,6 +323,17 @@ pub enum Answer {
         /// `false` when the attempt is not this agent's any more.
         accepted: bool,
     },
+}
+
+/// What became of a decision about an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Administered {
+    /// It holds.
+    Done,
+    /// No such agent was ever seen.
+    NoSuch,
+    /// The agent is connected: it cannot be forgotten.
+    Connected,
 }
 
 /// What became of a build that was to be canceled.

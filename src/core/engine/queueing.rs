@@ -118,15 +118,12 @@ impl Engine {
         agent.classes.iter().filter_map(first).min().map(|(_, ix)| *ix)
     }
 
-    /// Tells whether a build should rather go to another agent, one that is connected and can
-    /// take it.
+    /// Tells whether a build should rather go to another agent, one that takes builds and can take
+    /// this one.
     fn avoids(&self, ix: Ix<Build>, agent: &Agent, class: ClassIx) -> bool {
         self.builds[ix].avoid.as_ref() == Some(&agent.name)
             && self.agents.values().any(|other| {
-                other.name != agent.name
-                    && other.session().is_some()
-                    && other.abilities.slots > 0
-                    && other.classes.contains(&class)
+                other.name != agent.name && other.takes_builds() && other.classes.contains(&class)
             })
     }
 

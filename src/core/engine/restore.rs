@@ -3,7 +3,7 @@
 
 use super::{Build, Engine, Settings, order::dependents_first};
 use crate::core::{
-    agent::{Abilities, Agent, AgentState, Capacity},
+    agent::{Abilities, Agent, AgentState, Suspension},
     build::{BuildState, ShownState},
     change::{Limits, Origin},
     graph::Facts,
@@ -11,7 +11,7 @@ use crate::core::{
     store_path::PathHash,
     time::{Now, Timestamp},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// All open state as the database keeps it.
 #[derive(Debug, Clone, Default)]
@@ -60,6 +60,10 @@ pub struct SavedAgent {
     pub abilities: Abilities,
     /// When it was last seen.
     pub last_seen: Timestamp,
+    /// Why it was decided that it gets no new builds, if it was.
+    pub suspension: Option<Suspension>,
+    /// The builds that ended through its fault since the last that did not.
+    pub failures: Vec<BuildId>,
 }
 
 /// Open state in comparable form: what must be equal in memory and after a reload.
@@ -74,6 +78,17 @@ pub struct Snapshot {
     pub builds: BTreeMap<BuildId, SnapshotBuild>,
     /// Per derivation in memory: its path, how it stands, how many inputs it waits for.
     pub derivations: BTreeMap<PathHash, (String, &'static str, u32, u32)>,
+    /// What is decided about agents.
+    pub agents: BTreeMap<Name, SnapshotAgent>,
+}
+
+/// An agent in comparable form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotAgent {
+    /// Why it was decided that it gets no new builds, if it was.
+    pub suspension: Option<Suspension>,
+    /// The builds that ended through its fault since the last that did not.
+    pub failures: Vec<BuildId>,
 }
 
 /// An open build in comparable form.
@@ -108,20 +123,12 @@ impl Engine {
     pub fn restore(settings: Settings, now: Now, saved: Saved) -> Result<Self, String> {
         let mut engine = Self::new(settings);
         for agent in saved.agents {
-            engine.agents.insert(
-                agent.name.clone(),
-                Agent {
-                    name: agent.name,
-                    instance: agent.instance,
-                    state: AgentState::Away { since: now.mono },
-                    capacity: Capacity::whole(&agent.abilities),
-                    abilities: agent.abilities,
-                    last_seen: agent.last_seen,
-                    classes: Vec::new(),
-                    running: BTreeSet::new(),
-                    sending: BTreeSet::new(),
-                },
-            );
+            let away = AgentState::Away { since: now.mono };
+            let name = agent.name.clone();
+            let known =
+                Agent::new(agent.name, agent.instance, agent.abilities, away, agent.last_seen);
+            let SavedAgent { suspension, failures, .. } = agent;
+            engine.agents.insert(name, Agent { suspension, failures, ..known });
         }
         let mut inputs_of = BTreeMap::new();
         for facts in saved.facts {
@@ -211,7 +218,15 @@ impl Engine {
                 (node.path.hash(), (path, node.standing.word(), node.waiting, node.obstructed))
             })
             .collect();
-        Snapshot { builds, derivations }
+        let agents = self
+            .agents
+            .values()
+            .map(|agent| {
+                let (suspension, failures) = (agent.suspension.clone(), agent.failures.clone());
+                (agent.name.clone(), SnapshotAgent { suspension, failures })
+            })
+            .collect();
+        Snapshot { builds, derivations, agents }
     }
 
     /// Returns the settings in force.

@@ -255,6 +255,7 @@ impl Engine {
             let answer = Answer::Offer { derivation: None };
             turn.out.effects.push(Effect::Reply { token, answer });
         }
+        self.judge(turn, attempt, &end);
         turn.out.changes.push(Change::AttemptMoved {
             attempt,
             to: AttemptState::Ended(end),

@@ -1,7 +1,7 @@
 //! Why a build is not built yet: every fact the planner looks at, in the order it looks.
 
 use crate::core::{
-    agent::Agent,
+    agent::{Agent, Obstacle},
     arena::Ix,
     build::{BuildState, ShownState},
     engine::{Build, Engine},
@@ -59,8 +59,21 @@ pub struct InputReason {
 pub struct AgentReason {
     /// The agent.
     pub name: Name,
-    /// Why, in words.
-    pub reason: String,
+    /// Why.
+    pub reason: NotTaken,
+}
+
+/// Why an agent does not take one build now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotTaken {
+    /// It cannot build such a thing, in words.
+    Unable(String),
+    /// It takes no build at all now.
+    Not(Obstacle),
+    /// Its last attempt at the build ended without a result, and others are asked first.
+    Avoided,
+    /// It could take it, when it is the build's turn.
+    Free,
 }
 
 /// Explains an open build.
@@ -120,21 +133,14 @@ pub fn explain(engine: &Engine, ix: Ix<Build>) -> Explanation {
 }
 
 fn reason(engine: &Engine, ix: Ix<Build>, agent: &Agent, class: &super::Class) -> AgentReason {
-    let reason = if let Some(obstacle) = class.obstacle(&agent.abilities) {
-        obstacle
-    } else if agent.session().is_none() {
-        "it is not connected".to_owned()
-    } else if agent.free_slots() == 0 && agent.capacity.slots < agent.abilities.slots {
-        let words = agent.capacity.reason.as_deref().unwrap_or("it does not say why");
-        let slots = agent.capacity.slots;
-        let builds = if slots == 1 { "build" } else { "builds" };
-        format!("it takes at most {slots} {builds} just now: {words}")
-    } else if agent.free_slots() == 0 {
-        format!("all of its {} slots are taken", agent.abilities.slots)
+    let reason = if let Some(lacking) = class.obstacle(&agent.abilities) {
+        NotTaken::Unable(lacking)
+    } else if let Some(obstacle) = agent.obstacle() {
+        NotTaken::Not(obstacle)
     } else if engine.build(ix).avoid.as_ref() == Some(&agent.name) {
-        "its last attempt ended without a result; other agents are asked first".to_owned()
+        NotTaken::Avoided
     } else {
-        "it could take it".to_owned()
+        NotTaken::Free
     };
     AgentReason { name: agent.name.clone(), reason }
 }

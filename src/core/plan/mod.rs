@@ -5,7 +5,7 @@ mod derivation_ordered;
 mod explain;
 mod queue;
 
-pub use explain::{AgentReason, Explanation, InputReason, explain};
+pub use explain::{AgentReason, Explanation, InputReason, NotTaken, explain};
 pub use queue::{ClassIx, Novelty, Queue, Rank};
 
 use super::{agent::Abilities, graph::Standing, store_path::StoreDir};

@@ -128,6 +128,15 @@ fn rows_cannot_say_what_cannot_be() {
         ("builds: an origin", "UPDATE builds SET origin = 'wished'".to_owned()),
         ("builds: no derivation", "UPDATE builds SET derivation = 77".to_owned()),
         ("builds: a type", "UPDATE builds SET priority = 'high'".to_owned()),
+        ("agents: a word", "UPDATE agents SET suspended = 'busy', suspended_at = 1".to_owned()),
+        ("agents: since no time", "UPDATE agents SET suspended = 'paused'".to_owned()),
+        ("agents: until, and taking builds", "UPDATE agents SET suspended_until = 1".to_owned()),
+        (
+            "agents: a quarantine that ends",
+            "UPDATE agents SET suspended = 'quarantined', suspended_at = 1, suspended_until = 2"
+                .to_owned(),
+        ),
+        ("agents: half an id", "UPDATE agents SET failures = x'00'".to_owned()),
         ("attempts: ended at no time", "UPDATE attempts SET state = 'ended'".to_owned()),
         ("attempts: an end and alive", "UPDATE attempts SET ended_at = 1".to_owned()),
         (

@@ -118,10 +118,26 @@ impl Disk for Model {
                     assert!(self.attempts.insert(attempt, build).is_none());
                 }
                 Change::Agent { name, instance, abilities, at } => {
-                    let agent =
-                        SavedAgent { name: name.clone(), instance, abilities, last_seen: at };
+                    let before = self.agents.remove(&name);
+                    let (suspension, failures) =
+                        before.map(|one| (one.suspension, one.failures)).unwrap_or_default();
+                    let agent = SavedAgent {
+                        name: name.clone(),
+                        instance,
+                        abilities,
+                        last_seen: at,
+                        suspension,
+                        failures,
+                    };
                     self.agents.insert(name, agent);
                 }
+                Change::AgentSuspended { name, suspension } => {
+                    self.agents.get_mut(&name).unwrap().suspension = suspension;
+                }
+                Change::AgentFailures { name, builds } => {
+                    self.agents.get_mut(&name).unwrap().failures = builds;
+                }
+                Change::AgentRemoved { name } => assert!(self.agents.remove(&name).is_some()),
                 Change::Missing { path, .. } => {
                     self.missing.insert(path);
                 }

@@ -8,7 +8,7 @@ use super::{
 use crate::core::{
     build::ShownState,
     change::Change,
-    engine::{Delivery, Inputs, Snapshot},
+    engine::{Decision, Delivery, Inputs, Snapshot},
     graph::Standing,
     id::{AttemptId, BuildId},
     outcome::{BuildFailure, Outcome, SetupFailure},
@@ -55,6 +55,9 @@ pub(crate) enum Event {
     Offer { attempt: usize },
     Deliver { attempt: usize, taken: u8 },
     Record(usize),
+    Wants { agent: usize, slots: u32 },
+    Intake { closed: bool },
+    Decide { agent: usize, decision: u8 },
     Pass(u64),
     WallJumps(i64),
     Restart,
@@ -100,6 +103,9 @@ fn event() -> impl Strategy<Value = Event> {
         10 => (attempt(), any::<u8>())
             .prop_map(|(attempt, taken)| Event::Deliver { attempt, taken }),
         1 => any::<usize>().prop_map(Event::Record),
+        1 => (0..3usize, 0..4u32).prop_map(|(agent, slots)| Event::Wants { agent, slots }),
+        1 => any::<bool>().prop_map(|closed| Event::Intake { closed }),
+        2 => (0..3usize, 0..6u8).prop_map(|(agent, decision)| Event::Decide { agent, decision }),
         3 => prop_oneof![Just(1u64), Just(10_000), Just(90_000), Just(1_200_000)]
             .prop_map(Event::Pass),
         1 => prop_oneof![Just(-3_600_000i64), Just(3_600_000)].prop_map(Event::WallJumps),
@@ -134,6 +140,9 @@ struct Telling {
 pub(crate) fn tell(history: &History, disk: Box<dyn Disk>) {
     let mut telling =
         Telling { world: World::new(disk), derivations: Vec::new(), returned: vec![] };
+    // So that short histories have quarantines, too.
+    telling.world.settings.quarantine_after = 2;
+    telling.world.restart();
     if history.ordered {
         telling.world.strategy(Ordering::DerivationOrdered);
     }
@@ -232,6 +241,14 @@ impl Telling {
                 let output = outputs[number / 7 % outputs.len()].0.clone();
                 self.world.record(vec![Change::Nar(nar(&output))]);
             }
+            Event::Wants { agent, slots } => {
+                let agent = AGENTS[*agent].0;
+                if self.world.session_is_open(agent) {
+                    self.world.wants(agent, *slots, "it is busy");
+                }
+            }
+            Event::Intake { closed } => self.world.close_intake(closed.then_some("it is full")),
+            Event::Decide { agent, decision } => self.decide(AGENTS[*agent].0, *decision),
             Event::Pass(ms) => self.world.pass_ms(*ms),
             Event::WallJumps(ms) => self.world.wall_clock_jumps(*ms),
             Event::Restart => self.world.restart(),
@@ -249,6 +266,17 @@ impl Telling {
             .map(|(_, attempt)| attempt)
             .collect();
         self.world.join_with(name, 0, abilities(systems, slots), &held);
+    }
+
+    fn decide(&mut self, agent: &str, number: u8) {
+        let until = number.is_multiple_of(2).then(|| self.world.now.wall.plus_ms(90_000));
+        let decision = match number {
+            0 | 1 => Decision::Pause { reason: None, until },
+            2 | 3 => Decision::Drain { reason: Some("it moves".to_owned()), until },
+            4 => Decision::Resume,
+            _ => Decision::Remove,
+        };
+        self.world.decides(agent, decision);
     }
 
     fn outcome(&self, number: u8, attempt: &str) -> Outcome {
@@ -289,8 +317,10 @@ impl Telling {
 
     /// From here on everybody is well: agents come, keep what they have, and build all of it.
     fn comes_to_rest(&mut self) {
-        for agent in 0..AGENTS.len() {
+        self.world.close_intake(None);
+        for (agent, (name, _, _)) in AGENTS.iter().enumerate() {
             self.join(agent, |_| true);
+            self.world.decides(name, Decision::Resume);
         }
         let bound = 20 * (self.world.engine.snapshot().builds.len() + 1);
         for _ in 0..bound {

@@ -10,8 +10,8 @@ use crate::core::{
     build::ShownState,
     change::{Change, DerivationRecord, Limits, NarOrigin, NarRecord, OutputRecord, Verdict},
     engine::{
-        Answer, Ask, Authority, Delivery, Effect, Engine, IdSource, Input, Inputs, Order, Settings,
-        Submission, Token, Told,
+        Answer, Ask, Authority, Decision, Delivery, Effect, Engine, IdSource, Input, Inputs, Order,
+        Settings, Submission, Token, Told,
     },
     hash::Sha256,
     id::{AttemptId, BuildId, InstanceId, Name},
@@ -250,6 +250,12 @@ impl World {
     pub(crate) fn cancel_by(&mut self, builds: &[BuildId], by: Authority) {
         let (token, builds) = (self.token(), builds.to_vec());
         self.step(vec![Input::Cancel { token, builds, by }]);
+    }
+
+    pub(crate) fn decides(&mut self, agent: &str, decision: Decision) {
+        let token = self.token();
+        let by = name("olga");
+        self.step(vec![Input::Administer { token, agent: name(agent), decision, by }]);
     }
 
     // What agents do.
@@ -532,13 +538,19 @@ impl World {
             Change::Outputs { attempt, outputs, .. } => {
                 format!("{} outputs {}", self.attempt_names[attempt], outputs.len())
             }
-            Change::Agent { .. } => return,
+            Change::Agent { .. } | Change::AgentFailures { .. } => return,
+            Change::AgentSuspended { name, suspension: None } => format!("{name} takes builds"),
+            Change::AgentSuspended { name, suspension: Some(suspension) } => {
+                format!("{name} {}", suspension.kind.word())
+            }
+            Change::AgentRemoved { name } => format!("{name} removed"),
+            Change::Audit { principal, line, .. } => format!("audit {principal}: {line}"),
             Change::Missing { path, .. } => {
                 let known = self.derivations.values().flat_map(|d| &d.outputs);
                 let named = known.map(|(_, path)| path).find(|known| known.hash() == *path);
                 format!("missing {}", named.unwrap().name())
             }
-            Change::Published { .. } | Change::Audit { .. } => unreachable!("no story has these"),
+            Change::Published { .. } => unreachable!("no story has it"),
         };
         self.changes.push(line);
     }
@@ -585,6 +597,7 @@ impl World {
                         results.iter().map(|(b, r)| format!("{} {r:?}", self.build_names[b]));
                     format!("canceled: {}", each.collect::<Vec<_>>().join(", "))
                 }
+                Answer::Administered(result) => format!("administered: {result:?}"),
                 Answer::Recorded => return,
                 Answer::Offer { derivation: Some(path) } => {
                     format!("offer of {} wanted", path.name())
@@ -600,6 +613,7 @@ impl World {
                 format!("{} rests {state}", self.build_names[build])
             }
             Effect::SealLog { attempt } => format!("log of {} sealed", self.attempt_names[attempt]),
+            Effect::Quarantined { agent, .. } => format!("{agent} quarantined"),
             Effect::Publish { paths } => {
                 let names: Vec<_> = paths.iter().map(StorePath::name).collect();
                 format!("publish {}", names.join(" "))
