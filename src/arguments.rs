@@ -100,6 +100,10 @@ pub(crate) struct AgentArguments {
     /// Where the direct builder keeps what it shows to builds as the store directory
     #[arg(long, value_name = "DIR")]
     physical_store_dir: Option<PathBuf>,
+    /// A directory that builds of the direct builder may read and write beside their own,
+    /// repeatable
+    #[arg(long = "sandbox-path", value_name = "DIR")]
+    sandbox_paths: Vec<PathBuf>,
     /// A system this machine builds for, repeatable [default: its own]
     #[arg(long = "system", value_name = "SYSTEM")]
     systems: Vec<String>,
@@ -156,6 +160,12 @@ impl AgentArguments {
             if self.physical_store_dir.is_some() {
                 bail!("--physical-store-dir goes with --builder direct only");
             }
+            if !self.sandbox_paths.is_empty() {
+                bail!(
+                    "--sandbox-path goes with --builder direct only; for nix set \
+                     extra-sandbox-paths in nix.conf"
+                );
+            }
             let store_dir = self.store_dir.clone().unwrap_or_else(StoreDir::nix);
             return Ok(BuilderKind::Nix { socket, store_dir });
         }
@@ -175,6 +185,7 @@ impl AgentArguments {
         Ok(BuilderKind::Direct(direct::Place {
             store_dir,
             physical_dir,
+            shared: self.sandbox_paths.clone(),
             state_dir: self.state.join("direct"),
             program: direct::Place::THIS_PROGRAM.into(),
         }))

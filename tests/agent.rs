@@ -144,6 +144,7 @@ impl World {
             identity: self.dir.path().join("state/identity"),
             program: program.clone(),
             builder: BuilderKind::Direct(Place {
+                shared: vec![self.dir.path().to_owned()],
                 store_dir: self.store_dir.clone(),
                 physical_dir: self.dir.path().join("store"),
                 state_dir: self.dir.path().join("builder"),

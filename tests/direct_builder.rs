@@ -96,6 +96,7 @@ impl World {
         let place = Place {
             store_dir: store_dir.clone(),
             physical_dir: physical_dir.clone(),
+            shared: vec![dir.path().join("shared")],
             state_dir: dir.path().join("state"),
             program: env!("CARGO_BIN_EXE_steading").into(),
         };
@@ -468,6 +469,72 @@ fn a_build_reaches_no_network_and_no_processes_of_the_machine() {
 }
 
 #[test]
+fn a_build_sees_its_inputs_only_and_cannot_change_them() {
+    namespaces_or_skip!();
+    for mut world in [World::new(), World::mounted()] {
+        for (name, script) in [
+            ("file", "echo in > $out"),
+            ("tree", "mkdir $out; echo in > $out/file"),
+            ("link", "ln -s nowhere $out"),
+            ("other", "echo other > $out"),
+        ] {
+            assert_eq!(world.run(name, script).outcome, Outcome::Built);
+        }
+        let inputs = ["file-out", "tree-out", "link-out"].map(|name| world.path(name));
+        let [file, tree, link] = &inputs;
+        let other = world.path("other-out");
+        let script = format!(
+            "echo $(ls -A $NIX_STORE | wc -l); cat {file} {tree}/file; readlink {link}
+             for attempt in 'echo x >> {file}' 'rm -f {tree}/file' 'chmod 777 {tree}' 'rm -rf {file}' \
+                 'cat {other}'; do
+                 (eval \"$attempt\") 2>/dev/null && echo \"possible: $attempt\"
+             done; echo x > $out"
+        );
+        let derivation = world.derivation("user", &script, &["out"]);
+        let built = world.build(&derivation, &inputs);
+        assert_eq!(built.log, "3\nin\nin\nnowhere\n");
+        assert_eq!(built.outcome, Outcome::Built);
+        assert_eq!(fs_err::read_to_string(world.files(file)).unwrap(), "in\n");
+        let left = fs_err::read_dir(&world.physical_dir).unwrap().count();
+        assert_eq!(left, 5, "only the outputs of five builds");
+    }
+}
+
+/// Tries to read a file beside the store and to write beside it and into `/tmp`, and says what of
+/// that was possible.
+fn reaching_out(world: &World) -> String {
+    let (secret, beside) = (world.dir.path().join("secret"), world.dir.path().join("beside"));
+    let shared = world.dir.path().join("shared");
+    fs_err::create_dir(&shared).unwrap();
+    fs_err::write(&secret, "s3cret").unwrap();
+    format!(
+        "cat {} 2>&1; touch {} 2>&1; touch {}/file; test -r /etc/passwd || echo no /etc
+         echo x > $out",
+        secret.display(),
+        beside.display(),
+        shared.display()
+    )
+}
+
+#[test]
+fn a_build_reaches_no_files_that_are_not_for_everybody() {
+    namespaces_or_skip!();
+    for mut world in [World::new(), World::without_namespaces("store", "store")] {
+        let script = reaching_out(&world);
+        let built = world.run("reaching", &script);
+        assert_eq!(built.outcome, Outcome::Built, "{}", built.log);
+        if built.log.contains("no landlock") {
+            println!("skipped: the kernel has no landlock");
+            return;
+        }
+        assert_eq!(built.log.matches("Permission denied").count(), 2, "{}", built.log);
+        assert!(!built.log.contains("s3cret") && !built.log.contains("no /etc"), "{}", built.log);
+        assert!(!world.dir.path().join("beside").exists());
+        assert!(world.dir.path().join("shared/file").exists());
+    }
+}
+
+#[test]
 fn the_loopback_device_is_up() {
     let mut world = World::new();
     // The address has a route only while the device is up.
@@ -480,10 +547,12 @@ fn without_namespaces_a_build_runs_all_the_same() {
     namespaces_or_skip!();
     let mut world = World::without_namespaces("store", "store");
     let mark = seconds("274");
-    let built = world.run("plain", &format!("sleep {mark} & echo x > $out"));
+    let built = world.run("plain", &format!("sleep {mark} & setsid sleep {mark} & echo x > $out"));
     assert_eq!(built.outcome, Outcome::Built, "{}", built.log);
     assert!(built.log.contains("without isolation"), "{}", built.log);
-    let derivation = world.derivation("slow", &format!("sleep {mark} & wait"), &["out"]);
+    wait::until("everything that was started is gone", || !is_running(&mark));
+    let script = format!("sleep {mark} & (setsid sleep {mark} &) & wait; sleep {mark}");
+    let derivation = world.derivation("slow", &script, &["out"]);
     let built = world.build_within(&derivation, &[], Some(Duration::from_secs(1)), None);
     assert_eq!(built.outcome, Outcome::Failed(BuildFailure::Timeout), "{}", built.log);
     wait::until("everything that was started is gone", || !is_running(&mark));
@@ -534,7 +603,7 @@ fn ending_the_process_of_an_attempt_ends_its_build() {
     let store_dir: StoreDir = world.join("store").to_str().unwrap().parse().unwrap();
     let (physical_dir, state_dir) = (world.join("store"), world.join("state"));
     let program = env!("CARGO_BIN_EXE_steading").into();
-    let next = Place { store_dir, physical_dir, state_dir, program };
+    let next = Place { store_dir, physical_dir, shared: vec![], state_dir, program };
     builders::open(BuilderKind::Direct(next)).unwrap();
     assert_eq!(builds(), 0);
 }

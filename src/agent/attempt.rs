@@ -53,6 +53,9 @@ fn run(spool: &Spool) -> io::Result<()> {
     if let Err(error) = rustix::process::setsid() {
         tracing::debug!(%error, "attempt stays in the session it was started in");
     }
+    // What a builder leaves behind becomes this process's child, wherever it hides, so that ending
+    // the attempt finds it. Kernels have had this since 3.4.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let (order, derivation) = spool.order()?;
     let result = match Derivation::parse(&derivation) {
         Ok(derivation) => perform(spool, &order, &derivation),

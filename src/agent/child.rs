@@ -6,7 +6,10 @@
 //! about. This holds for processes that an earlier agent started, too.
 
 use super::{attempt::SUBCOMMAND, spool::Spool};
-use crate::telemetry;
+use crate::{
+    builders::processes::{self, descendants},
+    telemetry,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     convert::Infallible,
@@ -19,7 +22,7 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// How often a session is searched for further processes before its first one is killed: each
+/// How often an attempt is searched for further processes before its first one is killed: each
 /// round kills all that it finds, so only what forks faster than that outlives many rounds.
 const ROUNDS_MAX: usize = 100;
 /// The pause between two such rounds.
@@ -64,13 +67,16 @@ pub(super) fn ended(
     Ok(ended)
 }
 
-/// Kills the attempt's process and everything in its session, and waits until it is dead. Does
-/// nothing when it is dead already.
+/// Kills the attempt's process and everything it started, and waits until it is dead. Does nothing
+/// when it is dead already.
+///
+/// What left its session is found, too: the attempt's process inherits the orphans among all that
+/// it started.
 ///
 /// There is no gentle signal before: nothing of such an attempt is kept, and a daemon stops its
 /// build when its client is gone. The first process is stopped at once, so that it neither sees
-/// nor reports what happens to the others, and killed last, so that the number of the session
-/// belongs to nobody else meanwhile.
+/// nor reports what happens to the others, and killed last, so that it goes on
+/// inheriting orphans meanwhile.
 pub(super) fn kill(spool: &Spool) -> io::Result<()> {
     for _ in 0..ROUNDS_MAX {
         if !spool.is_held()? {
@@ -84,7 +90,7 @@ pub(super) fn kill(spool: &Spool) -> io::Result<()> {
         };
         signal(leader, Signal::STOP)?;
         for _ in 0..ROUNDS_MAX {
-            let others = session_of(leader)?;
+            let others = descendants(leader)?;
             if others.is_empty() {
                 break;
             }
@@ -109,7 +115,7 @@ fn signal(process: Pid, signal: Signal) -> io::Result<()> {
 
 /// Finds the process of an attempt by its command line, which names the spool.
 fn find(spool: &Spool) -> io::Result<Option<Pid>> {
-    for process in processes()? {
+    for process in processes::all()? {
         // A process may end at any moment, and then has no command line.
         let line = fs_err::read(format!("/proc/{}/cmdline", process.as_raw_nonzero()));
         let line = line.unwrap_or_default();
@@ -120,38 +126,6 @@ fn find(spool: &Spool) -> io::Result<Option<Pid>> {
         }
     }
     Ok(None)
-}
-
-/// Returns the living processes of the session that `leader` leads, without `leader`.
-fn session_of(leader: Pid) -> io::Result<Vec<Pid>> {
-    let mut members = processes()?;
-    members.retain(|process| {
-        let stat = fs_err::read(format!("/proc/{}/stat", process.as_raw_nonzero()));
-        *process != leader && stat.is_ok_and(|stat| lives_in(&stat, leader))
-    });
-    Ok(members)
-}
-
-/// Tells from `/proc/PID/stat` (proc(5)) whether a process is alive and in a session.
-fn lives_in(stat: &[u8], leader: Pid) -> bool {
-    // The second field is a name in parentheses that may itself have blanks and parentheses.
-    let Some(name_end) = stat.iter().rposition(|byte| *byte == b')') else { return false };
-    let Ok(rest) = std::str::from_utf8(&stat[name_end + 1..]) else { return false };
-    let mut fields = rest.split_ascii_whitespace();
-    let state = fields.next();
-    let session = fields.nth(2).and_then(|field| field.parse().ok());
-    !matches!(state, None | Some("Z" | "X")) && session == Some(leader.as_raw_nonzero().get())
-}
-
-/// Returns all processes that are visible here.
-fn processes() -> io::Result<Vec<Pid>> {
-    let mut processes = Vec::new();
-    for entry in fs_err::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.parse().ok());
-        processes.extend(number.and_then(Pid::from_raw));
-    }
-    Ok(processes)
 }
 
 #[cfg(test)]
@@ -208,12 +182,13 @@ mod tests {
     }
 
     #[test]
-    fn killing_reaches_everything_in_the_session() {
+    fn killing_reaches_everything_it_started() {
         let dir = tempfile::tempdir().unwrap();
         let spool = spool(dir.path());
         // The pipe's other end is closed when the last process that has it is dead.
         let (mut alive, end) = io::pipe().unwrap();
-        let program = program(dir.path(), "sleep 1000 & (sleep 1000; true) & wait");
+        let program =
+            program(dir.path(), "sleep 1000 & setsid sleep 1000 & (sleep 1000; true) & wait");
         let lock = spool.hold().unwrap();
         let mut child = Command::new("setsid")
             .arg(program)
@@ -229,15 +204,5 @@ mod tests {
         let mut rest = Vec::new();
         alive.read_to_end(&mut rest).unwrap();
         kill(&spool).unwrap();
-    }
-
-    #[test]
-    fn stat_lines_are_read_whatever_the_name() {
-        let leader = Pid::from_raw(42).unwrap();
-        assert!(lives_in(b"7 (a) b (c)) S 1 7 42 0 -1", leader));
-        assert!(!lives_in(b"7 (sh) Z 1 7 42 0 -1", leader));
-        assert!(!lives_in(b"7 (sh) S 1 42 7 0 -1", leader));
-        assert!(!lives_in(b"", leader));
-        assert!(!lives_in(b"7 (sh)", leader));
     }
 }

@@ -58,6 +58,8 @@ enum BuilderRecord {
 struct PlaceRecord {
     store_dir: StoreDir,
     physical_dir: PathBuf,
+    #[serde(default)]
+    shared: Vec<PathBuf>,
     state_dir: PathBuf,
     program: PathBuf,
 }

@@ -17,6 +17,7 @@
 
 pub mod direct;
 pub mod nix;
+pub mod processes;
 pub mod tree;
 pub mod wire;
 

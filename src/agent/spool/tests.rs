@@ -67,6 +67,7 @@ fn orders_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let spool = Spool::create(dir.path(), &allocation()).unwrap();
     let place = Place {
+        shared: vec![],
         store_dir: StoreDir::nix(),
         physical_dir: "/a".into(),
         state_dir: "/b".into(),

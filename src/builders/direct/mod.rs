@@ -5,10 +5,12 @@
 //! valid path ([`records`]). Nothing is ever collected here: whoever sets up such a machine gives
 //! it a store that can be thrown away.
 //!
-//! A build runs in namespaces of its own where the kernel grants them ([`sandbox`]). That keeps
-//! builds from the network, from each other's processes and from leaving anything running; it does
-//! not keep them from the machine's files, so only derivations of people who may run programs on
-//! the machine belong here.
+//! A build runs in namespaces of its own where the kernel grants them, and behind landlock where
+//! the kernel has that ([`sandbox`]). That keeps builds from the network, from each other's
+//! processes, from leaving anything running, from store paths that are none of their inputs, and
+//! from all files of the machine that are not for everybody, such as homes and keys. They do use
+//! the machine's programs and libraries, `/bin/sh` above all, so results are only as reproducible
+//! as those are.
 //!
 //! Several processes may use one place at a time: a path is locked while it is moved into place,
 //! and an output while it is built.
@@ -49,6 +51,8 @@ pub struct Place {
     /// Records, locks and the directories of running builds. On any filesystem, outside of both
     /// others.
     pub state_dir: PathBuf,
+    /// Directories of the machine that builds may read and write beside their own.
+    pub shared: Vec<PathBuf>,
     /// The `steading` executable, started again inside the build's namespaces;
     /// [`Place::THIS_PROGRAM`] unless the caller is another program.
     pub program: PathBuf,
@@ -74,7 +78,7 @@ impl Direct {
     pub fn open(place: Place) -> Result<Self, BuilderError> {
         fs_err::create_dir_all(&place.physical_dir)?;
         let records = Records::open(&place.state_dir)?;
-        workplace::open(&place.state_dir)?;
+        workplace::open(&place)?;
         Ok(Self { place, records })
     }
 
@@ -123,11 +127,15 @@ impl Direct {
             }
             outputs::remove_tree(&self.physical(&output.path))?;
         }
-        let workplace = workplace::Workplace::new(&self.place, order)?;
+        let inputs = self.closure(order.input_paths)?;
+        let workplace = workplace::Workplace::new(&self.place, order, &inputs)?;
         let ending = run::run(&self.place.program, workplace.order_file(), order, log)?;
+        if ending == Ending::Exit(0) {
+            workplace.place_outputs(&self.place, order.derivation)?;
+        }
         drop(workplace);
         let outcome = match ending {
-            Ending::Exit(0) => self.take_outputs(order)?,
+            Ending::Exit(0) => self.take_outputs(order, &inputs)?,
             Ending::Exit(code) => Outcome::Failed(BuildFailure::Exit(code)),
             Ending::Signal(signal) => Outcome::Failed(BuildFailure::Signal(signal)),
             Ending::Timeout => Outcome::Failed(BuildFailure::Timeout),
@@ -143,9 +151,12 @@ impl Direct {
     }
 
     /// Makes what a successful builder left behind valid: every output, or none.
-    fn take_outputs(&self, order: &BuildOrder<'_>) -> Result<Outcome, BuilderError> {
-        let candidates = self.closure(order.input_paths)?;
-        match outputs::examine(order, &candidates, |path| self.physical(path))? {
+    fn take_outputs(
+        &self,
+        order: &BuildOrder<'_>,
+        inputs: &BTreeSet<StorePath>,
+    ) -> Result<Outcome, BuilderError> {
+        match outputs::examine(order, inputs, |path| self.physical(path))? {
             // Each record is whole in itself, and the first is written when all are known good.
             Ok(infos) => {
                 for info in &infos {

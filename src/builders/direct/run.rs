@@ -1,7 +1,7 @@
 //! Runs one builder: starts the processes around it, follows its log, and ends all of it in time.
 
 use super::{BuildOrder, BuilderError, sandbox};
-use crate::{core::time::Monotonic, telemetry::Clock};
+use crate::{builders::processes, core::time::Monotonic, telemetry::Clock};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use std::{
     io::{self, PipeReader, Read as _},
@@ -97,12 +97,18 @@ impl Group {
     }
 
     /// Kills them all and takes leave of the first.
+    ///
+    /// Where there are no namespaces, a process that left the group is found below the second of
+    /// the processes around the builder, which inherits orphans and so is killed behind them.
     fn end(&mut self) -> io::Result<()> {
+        let hidden = processes::children(self.id)
+            .and_then(|seconds| seconds.into_iter().try_for_each(sandbox::kill_descendants));
         match kill_process_group(self.id, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
             Err(error) => return Err(error.into()),
         }
-        self.child.wait().map(drop)
+        self.child.wait()?;
+        hidden
     }
 }
 

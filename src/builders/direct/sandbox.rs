@@ -3,16 +3,21 @@
 //! `unshare` changes the calling process for good and needs it to have one thread, so the agent
 //! starts its own executable again, twice:
 //!
-//! * `steading direct-sandbox enter ORDER` unshares what the kernel lets it, mounts the store
-//!   where the build expects it, and starts
+//! * `steading direct-sandbox enter ORDER` unshares what the kernel lets it, shows the build a
+//!   store that holds its inputs and nothing else ([`mounts`]), and starts
 //! * `steading direct-sandbox begin-isolated ORDER` (`begin-plain` where there are no namespaces):
-//!   the first process of the process namespace. It starts the builder, waits for it, and when it
-//!   exits the kernel ends everything the builder left running.
+//!   the first process of the process namespace. It gives up the right to all files that are not
+//!   the build's ([`files`]), starts the builder, waits for it, and when it exits the kernel ends
+//!   everything the builder left running. Without a process namespace it does that itself.
 //!
 //! ORDER is a file with an [`Order`] as MessagePack. Standard error is the build's log; on standard
 //! output one line says how it ended: `exit CODE`, `signal NUMBER` or `refused REASON`. Each
 //! process is killed when its parent dies, so ending an attempt ends its build.
 
+mod files;
+mod mounts;
+
+use crate::builders::processes;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -21,8 +26,8 @@ use rustix::net::{
     AddressFamily, SendFlags, SocketType, netlink::SocketAddrNetlink, sendto, socket,
 };
 use rustix::process::{
-    Pid, Resource, Rlimit, Signal, WaitOptions, getegid, geteuid, set_parent_process_death_signal,
-    setrlimit, umask, wait,
+    Pid, Resource, Rlimit, Signal, WaitOptions, getegid, geteuid, getpid, kill_process,
+    set_child_subreaper, set_parent_process_death_signal, setrlimit, umask, wait,
 };
 use serde_bytes::ByteBuf;
 use std::{
@@ -66,8 +71,12 @@ pub(super) struct Order {
     pub(super) directory: PathBuf,
     /// Whether it reaches the network.
     pub(super) network: Network,
-    /// The mount it needs, if the store is not where its paths say.
-    pub(super) store: Option<StoreMount>,
+    /// A directory of its own that it sees as `/tmp`, where that can be mounted.
+    pub(super) temporary: PathBuf,
+    /// Directories of the machine that it reads and writes, too.
+    pub(super) shared: Vec<PathBuf>,
+    /// The store that it reads and writes.
+    pub(super) store: StoreView,
 }
 
 /// One environment variable.
@@ -86,11 +95,18 @@ pub(super) enum Network {
     Own,
 }
 
-/// The store's files, and where the build expects them.
+/// The store as a build sees it.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
-pub(super) struct StoreMount {
-    pub(super) physical: PathBuf,
+pub(super) struct StoreView {
+    /// Where the build expects it.
     pub(super) logical: PathBuf,
+    /// Where its files are.
+    pub(super) physical: PathBuf,
+    /// An empty directory on the filesystem of the files: in namespaces it becomes the build's
+    /// store, and afterwards holds the outputs.
+    pub(super) scratch: PathBuf,
+    /// The names in the store of the closure of the build's inputs.
+    pub(super) inputs: Vec<String>,
 }
 
 /// Runs one of the stages: the arguments are what follows `direct-sandbox` on the command line.
@@ -134,24 +150,25 @@ fn enter_namespaces(file: &Path) -> Result<(), String> {
         flags |= CloneFlags::CLONE_NEWNET;
     }
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
-    let stage = match (unshare(flags), &order.store) {
-        (Ok(()), store) => {
+    let stage = match unshare(flags) {
+        Ok(()) => {
             map_ids((0, user), (0, group)).map_err(|e| format!("mapping user ids: {e}"))?;
             if order.network == Network::Own {
                 raise_loopback().map_err(|e| format!("raising the loopback device: {e}"))?;
             }
-            mount_store(store.as_ref())?;
+            mounts::show_store(&order.store)?;
+            mounts::show_temporary(&order)?;
             BEGIN_ISOLATED
         }
-        (Err(error), None) => {
+        Err(error) if order.store.logical == order.store.physical => {
             note(&format!("the kernel grants no namespaces ({error}): building without isolation"));
             BEGIN_PLAIN
         }
-        (Err(error), Some(store)) => {
+        Err(error) => {
             return Err(format!(
                 "the kernel grants no namespaces ({error}), so {} cannot be mounted at {}",
-                store.physical.display(),
-                store.logical.display()
+                order.store.physical.display(),
+                order.store.logical.display()
             ));
         }
     };
@@ -185,26 +202,13 @@ fn raise_loopback() -> io::Result<()> {
     Ok(())
 }
 
-/// Mounts the store where the build expects it, and keeps mounts from leaving the namespace.
-fn mount_store(store: Option<&StoreMount>) -> Result<(), String> {
-    let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-        .map_err(|error| format!("making mounts private: {error}"))?;
-    let Some(store) = store else { return Ok(()) };
-    let (physical, logical) = (store.physical.as_path(), store.logical.as_path());
-    // Works for root; for others the directory must be there, and the mount says so.
-    let _exists = fs_err::create_dir_all(logical);
-    mount(Some(physical), logical, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).map_err(|e| {
-        let (physical, logical) = (physical.display(), logical.display());
-        format!("mounting {physical} at {logical}: {e}; the directory {logical} must exist")
-    })
-}
-
 /// The second stage.
 fn begin(file: &Path, surroundings: Surroundings) -> Result<(), String> {
     die_with_parent()?;
     let order = read_order(file)?;
-    if surroundings == Surroundings::Isolated {
+    if surroundings == Surroundings::Plain {
+        set_child_subreaper(Some(getpid())).map_err(|e| format!("inheriting orphans: {e}"))?;
+    } else {
         // Without it the builder sees the numbers of the machine's processes, which harms nothing;
         // in some containers the kernel does not allow more.
         let none = None::<&str>;
@@ -219,8 +223,13 @@ fn begin(file: &Path, surroundings: Surroundings) -> Result<(), String> {
     umask(rustix::fs::Mode::from_raw_mode(0o022));
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
         .map_err(|error| format!("switching off core files: {error}"))?;
+    match files::give_up_others(&order, surroundings) {
+        Ok(true) => {}
+        Ok(false) => note("the kernel has no landlock: the build reaches the machine's files"),
+        Err(error) => return Err(format!("giving up the machine's files: {error}")),
+    }
     match start(&order) {
-        Ok(builder) => wait_for(builder),
+        Ok(builder) => wait_for(builder, surroundings),
         Err(error) => {
             // As in Nix, this is the derivation's failure.
             note(&format!("executing '{}': {error}", order.builder.escape_ascii()));
@@ -248,13 +257,17 @@ fn start(order: &Order) -> io::Result<Pid> {
 }
 
 /// Takes leave of every process that ends, until it is the builder; reports how that ended.
-fn wait_for(builder: Pid) -> Result<(), String> {
+fn wait_for(builder: Pid, surroundings: Surroundings) -> Result<(), String> {
     loop {
         let status = match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid == builder => status,
             Ok(_) | Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(format!("waiting for the builder: {error}")),
         };
+        if surroundings == Surroundings::Plain {
+            // In namespaces the kernel does it when this process exits.
+            kill_descendants(getpid()).map_err(|e| format!("ending what was left: {e}"))?;
+        }
         match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => report(REPORT_EXIT, &code.to_string()),
             (None, Some(signal)) => report(REPORT_SIGNAL, &signal.to_string()),
@@ -262,6 +275,27 @@ fn wait_for(builder: Pid) -> Result<(), String> {
         }
         return Ok(());
     }
+}
+
+/// How often what a process started is searched for more: each round kills all that it finds, so
+/// only what forks faster than that outlives many rounds.
+const ROUNDS_MAX: usize = 100;
+
+/// Kills all that a process started, but not the process.
+pub(super) fn kill_descendants(root: Pid) -> io::Result<()> {
+    for _ in 0..ROUNDS_MAX {
+        let found = processes::descendants(root)?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        for process in found {
+            match kill_process(process, Signal::KILL) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Err(io::Error::other("it starts processes faster than they can be ended"))
 }
 
 /// Maps one user and one group of the surrounding namespace into this process's new one: pairs of

@@ -1,9 +1,12 @@
 //! What a build finds when it starts: its directory and its environment.
 
 use super::{BuildOrder, BuilderError, Place, outputs, records, sandbox};
-use crate::core::{derivation::Derivation, hash::Sha256};
+use crate::core::{derivation::Derivation, hash::Sha256, store_path::StorePath};
 use std::{
-    env, io,
+    collections::BTreeSet,
+    env,
+    ffi::{OsStr, OsString},
+    io,
     os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -16,19 +19,28 @@ const UNSUPPORTED_CHECKS: &[&str] = &["allowedRequisites", "disallowedRequisites
 
 /// Makes the directory of all workplaces, and removes those whose processes were killed: their
 /// locks are gone with them.
-pub(super) fn open(state_dir: &Path) -> Result<(), BuilderError> {
-    let all = state_dir.join("builds");
+pub(super) fn open(place: &Place) -> Result<(), BuilderError> {
+    let all = place.state_dir.join("builds");
     fs_err::create_dir_all(&all)?;
     let _lock = records::wait_for_lock(fs_err::File::open(&all)?)?;
     for entry in fs_err::read_dir(&all)? {
-        let dir = entry?.path();
+        let entry = entry?;
+        let dir = entry.path();
         // One whose build just ended may be gone by now.
         let Ok(file) = fs_err::File::open(&dir) else { continue };
         if let Some(_abandoned) = records::lock_unless_held(file)? {
+            outputs::remove_tree(&scratch(place, &entry.file_name()))?;
             outputs::remove_tree(&dir)?;
         }
     }
     Ok(())
+}
+
+/// Returns the directory that becomes the store of the build in the workplace of that name.
+fn scratch(place: &Place, name: &OsStr) -> PathBuf {
+    let mut hidden = OsString::from(".build-");
+    hidden.push(name);
+    place.physical_dir.join(hidden)
 }
 
 /// Returns why such a derivation cannot be built here.
@@ -53,27 +65,36 @@ pub(super) fn unsupported(derivation: &Derivation<'_>) -> Option<String> {
 pub(super) struct Workplace {
     dir: PathBuf,
     order_file: PathBuf,
+    scratch: PathBuf,
     _lock: records::Lock,
 }
 
 impl Workplace {
     /// Makes the directory and writes the order for the processes that start the builder.
-    pub(super) fn new(place: &Place, order: &BuildOrder<'_>) -> Result<Self, BuilderError> {
+    /// `inputs` is the closure of what the build may read.
+    pub(super) fn new(
+        place: &Place,
+        order: &BuildOrder<'_>,
+        inputs: &BTreeSet<StorePath>,
+    ) -> Result<Self, BuilderError> {
         let name = format!("{:016x}", super::random()?);
         let all = place.state_dir.join("builds");
-        let dir = all.join(name);
+        let dir = all.join(&name);
+        let scratch = scratch(place, OsStr::new(&name));
         // Nobody may find the directory abandoned between its making and its locking.
         let lock_of_all = records::wait_for_lock(fs_err::File::open(&all)?)?;
         fs_err::create_dir(&dir)?;
         let lock = records::wait_for_lock(fs_err::File::open(&dir)?)?;
         drop(lock_of_all);
-        let workplace = Self { order_file: dir.join("order"), dir, _lock: lock };
+        let workplace = Self { order_file: dir.join("order"), dir, scratch, _lock: lock };
         let top = workplace.dir.join("top");
-        fs_err::create_dir(&top)?;
+        let temporary = workplace.dir.join("tmp");
+        for new in [&top, &temporary, &workplace.scratch] {
+            fs_err::create_dir(new)?;
+        }
         // The order repeats the environment of the derivation; other users need not read either.
         fs_err::set_permissions(&workplace.dir, std::fs::Permissions::from_mode(0o700))?;
         let derivation = order.derivation;
-        let differ = place.physical_dir != Path::new(place.store_dir.as_str());
         let written = sandbox::Order {
             builder: derivation.builder.to_vec().into(),
             arguments: derivation.arguments.iter().map(|a| a.to_vec().into()).collect(),
@@ -83,14 +104,41 @@ impl Workplace {
                 Some(_) => sandbox::Network::Host,
                 None => sandbox::Network::Own,
             },
-            store: differ.then(|| sandbox::StoreMount {
-                physical: place.physical_dir.clone(),
+            temporary,
+            shared: place.shared.clone(),
+            store: sandbox::StoreView {
                 logical: place.store_dir.as_str().into(),
-            }),
+                physical: place.physical_dir.clone(),
+                scratch: workplace.scratch.clone(),
+                inputs: inputs.iter().map(|path| path.base_name().clone()).collect(),
+            },
         };
         let bytes = rmp_serde::to_vec_named(&written).map_err(io::Error::other)?;
         fs_err::write(&workplace.order_file, bytes)?;
         Ok(workplace)
+    }
+
+    /// Moves the outputs that the build made in a store of its own to where they belong. Without
+    /// namespaces they are there already.
+    pub(super) fn place_outputs(
+        &self,
+        place: &Place,
+        derivation: &Derivation<'_>,
+    ) -> Result<(), BuilderError> {
+        for output in &derivation.outputs {
+            let made = self.scratch.join(output.path.base_name());
+            match fs_err::symlink_metadata(&made) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error.into()),
+                // A directory is moved only by who may write into it: rename(2).
+                Ok(facts) if facts.is_dir() => {
+                    fs_err::set_permissions(&made, std::fs::Permissions::from_mode(0o755))?;
+                }
+                Ok(_) => {}
+            }
+            fs_err::rename(&made, place.physical_dir.join(output.path.base_name()))?;
+        }
+        Ok(())
     }
 
     /// Returns the file that [`sandbox::enter`] reads.
@@ -101,8 +149,10 @@ impl Workplace {
 
 impl Drop for Workplace {
     fn drop(&mut self) {
-        if let Err(error) = outputs::remove_tree(&self.dir) {
-            tracing::warn!(%error, "the directory of a build could not be removed");
+        for dir in [&self.scratch, &self.dir] {
+            if let Err(error) = outputs::remove_tree(dir) {
+                tracing::warn!(%error, "the directory of a build could not be removed");
+            }
         }
     }
 }
@@ -146,7 +196,7 @@ fn environment(
     if derivation.fixed_output().is_some() {
         variables.insert(b"NIX_OUTPUT_CHECKED".into(), b"1".into());
         for name in derivation.env(b"impureEnvVars").map_or_else(Vec::new, |n| words(n).collect()) {
-            let value = env::var_os(std::ffi::OsStr::from_bytes(name)).unwrap_or_default();
+            let value = env::var_os(OsStr::from_bytes(name)).unwrap_or_default();
             variables.insert(name.to_vec(), value.as_bytes().to_vec());
         }
     }
