@@ -7,6 +7,9 @@
 //! | `priority-step` | minutes | 5 | how much waiting one point of priority is worth |
 //! | `lease` | seconds | 1200 | how long an agent may be away before its builds go to others |
 //! | `quarantine-after` | builds, 0 to 255 | 5 | how many builds in a row must end through an agent's fault until it gets no more; 0: never |
+//! | `log-cap` | bytes | 67108864 | how much of one attempt's log is kept: half its beginning, half its end |
+//! | `log-keep-days` | days | 365 | for how long logs are kept |
+//! | `log-keep-bytes` | bytes | 53687091200 | how much disk all compressed logs may take; the oldest go first |
 //! | `signing-key-name` | text | host name and `-1` | the name of a signing key made at first start |
 //! | `publish."STORE DIR"` | `complete`, `external-references-allowed` | `complete` | when a path becomes visible |
 //!
@@ -34,6 +37,12 @@ pub struct Config {
     /// After how many builds in a row that ended through its fault an agent gets no more; never
     /// when 0.
     pub quarantine_after: u8,
+    /// How much of one attempt's log is kept, in bytes.
+    pub log_cap: u64,
+    /// For how long logs are kept, in days.
+    pub log_keep_days: u32,
+    /// How much disk all compressed logs may take, in bytes.
+    pub log_keep_bytes: u64,
     /// The name of a signing key made at first start.
     pub signing_key_name: Option<String>,
     /// When a path becomes visible, by store directory.
@@ -48,6 +57,9 @@ impl Default for Config {
             priority_step: 5,
             lease: 1_200,
             quarantine_after: 5,
+            log_cap: 64 << 20,
+            log_keep_days: 365,
+            log_keep_bytes: 50 << 30,
             signing_key_name: None,
             publish: BTreeMap::new(),
         }
@@ -134,13 +146,16 @@ mod tests {
     fn every_key_is_read() {
         let config = parse(
             "listen = '127.0.0.1:0'\nstrategy = 'derivation-ordered'\npriority-step = 1\n\
-             lease = 60\nquarantine-after = 3\nsigning-key-name = 'farm-2'\n\
+             lease = 60\nquarantine-after = 3\nlog-cap = 65536\nlog-keep-days = 7\n\
+             log-keep-bytes = 1\nsigning-key-name = 'farm-2'\n\
              [publish]\n'/nix/store' = 'external-references-allowed'\n",
         )
         .unwrap();
         assert_eq!(config.strategy, Strategy::DerivationOrdered);
         assert_eq!(config.settings().lease_ms, 60_000);
         assert_eq!(config.settings().quarantine_after, 3);
+        let logs = (config.log_cap, config.log_keep_days, config.log_keep_bytes);
+        assert_eq!(logs, (65_536, 7, 1));
         assert_eq!(
             config.publish.get(&StoreDir::nix()),
             Some(&PublishPolicy::ExternalReferencesAllowed)

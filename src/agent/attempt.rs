@@ -6,7 +6,7 @@
 
 use super::{
     pack,
-    spool::{AttemptResult, Order, Spool},
+    spool::{AttemptResult, LOG_LIMITS, Order, Spool},
 };
 use crate::{
     builders::{self, BuildOrder, Builder},
@@ -15,6 +15,7 @@ use crate::{
         outcome::{Outcome, SetupFailure},
         store_path::StorePath,
     },
+    logbook::Writer,
     telemetry,
 };
 use std::{
@@ -162,32 +163,39 @@ fn remove_nars(spool: &Spool) -> io::Result<()> {
     Ok(())
 }
 
-/// The log file. A log that cannot be written is no reason to end a build.
+/// The log. That it cannot be written is no reason to end a build: what the disk does not take is
+/// missing, and what comes behind it is tried again.
 struct Log {
-    file: fs_err::File,
-    state: LogState,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum LogState {
-    Whole,
-    CutShort,
+    writer: Writer,
+    /// How much was printed.
+    bytes: u64,
+    /// Whether the last bytes could not be written.
+    broken: bool,
 }
 
 impl Log {
     fn open(spool: &Spool) -> io::Result<Self> {
-        let mut options = fs_err::OpenOptions::new();
-        let file = options.create(true).append(true).open(spool.log_path())?;
-        Ok(Self { file, state: LogState::Whole })
+        let writer = Writer::open(spool.dir().to_owned(), LOG_LIMITS)?;
+        Ok(Self { bytes: writer.end(), writer, broken: false })
     }
 
     fn append(&mut self, bytes: &[u8]) {
-        if self.state == LogState::CutShort {
-            return;
+        let written = self.writer.append(self.bytes, bytes);
+        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
+        if let Err(error) = &written
+            && !self.broken
+        {
+            let _written = writeln!(io::stderr(), "a part of the log is lost: {error}");
         }
-        if let Err(error) = self.file.write_all(bytes) {
-            self.state = LogState::CutShort;
-            let _written = writeln!(io::stderr(), "log cut short: {error}");
+        self.broken = written.is_err();
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        // Readers then learn of what is missing at the end; nobody else would.
+        if let Err(error) = self.writer.note_end(self.bytes) {
+            let _written = writeln!(io::stderr(), "the end of the log is lost: {error}");
         }
     }
 }

@@ -4,7 +4,7 @@ use super::{
     AgentError, Equipment,
     attempt::{limited, spool_failure},
     life::Life,
-    report::Link,
+    report::{Acknowledged, Link},
     slots::{Slots, Turn},
     spool::{Spool, Stage},
     watch::SpoolWatch,
@@ -50,7 +50,7 @@ pub(super) struct Attempts {
 struct Entry {
     spool: Spool,
     phase: Phase,
-    acknowledged: watch::Sender<u64>,
+    acknowledged: watch::Sender<Acknowledged>,
     forget: CancellationToken,
 }
 
@@ -173,7 +173,7 @@ impl Attempts {
     }
 
     fn insert(&mut self, spool: Spool, attempt: AttemptId, phase: Phase) {
-        let acknowledged = watch::Sender::new(0);
+        let acknowledged = watch::Sender::new(Acknowledged::default());
         let entry = Entry { spool, phase, acknowledged, forget: CancellationToken::new() };
         self.entries.insert(attempt, entry);
     }
@@ -228,13 +228,11 @@ impl Attempts {
         }
     }
 
-    /// Notes how much of an attempt's log the coordinator has.
+    /// Notes how much of an attempt's log the coordinator says that it has.
     pub(super) fn acknowledge(&mut self, attempt: AttemptId, offset: u64) {
         if let Some(entry) = self.entries.get(&attempt) {
-            entry.acknowledged.send_if_modified(|known| {
-                let further = offset > *known;
-                *known = offset.max(*known);
-                further
+            entry.acknowledged.send_modify(|said| {
+                *said = Acknowledged { answers: said.answers.wrapping_add(1), offset };
             });
         }
     }

@@ -10,7 +10,7 @@ use super::{
     blocking::on_thread,
     child,
     prepare::{self, Prepared},
-    report::{Link, Progress, Reporter, connected},
+    report::{Acknowledged, Link, Progress, Reporter, connected},
     spool::{AttemptResult, Order, Spool, Stage},
     upload::{self, Delivery, UploadError},
 };
@@ -43,8 +43,8 @@ pub(super) struct Life {
     pub(super) equipment: Arc<Equipment>,
     /// The session with the coordinator, while there is one.
     pub(super) link: watch::Receiver<Option<Link>>,
-    /// How much of the log the coordinator has.
-    pub(super) acknowledged: watch::Receiver<u64>,
+    /// What the coordinator last said of the log.
+    pub(super) acknowledged: watch::Receiver<Acknowledged>,
     /// Notified when something is written in the spool.
     pub(super) changes: Arc<Notify>,
     /// Takes every new phase.

@@ -1,7 +1,9 @@
 //! Tells the coordinator of one attempt: that it started, its log, how it ended.
 //!
-//! Everything is told again in every new session, the log from where the coordinator last said it
-//! has it; repetitions are harmless there.
+//! Everything is told again in every new session, the log from where the coordinator says that it
+//! has it; repetitions are harmless there. One piece of log is on its way at a time: what the
+//! coordinator says of it tells where to go on, and a builder that floods its log slows nobody but
+//! its own log.
 
 use super::spool::Spool;
 use crate::{
@@ -9,7 +11,18 @@ use crate::{
     protocol::message::{FromAgent, LOG_CHUNK_BYTES_MAX},
     telemetry,
 };
-use tokio::sync::{mpsc, watch};
+use std::time::Duration;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
+
+/// How long to wait for what the coordinator says of a piece of log. Behind that, this session
+/// gets no more of the log: an attempt that is not wanted is not answered.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
+/// How long to wait before a piece is sent again that the coordinator could not write. Full disks
+/// do not empty faster.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// A session that messages can be sent in.
 #[derive(Debug, Clone)]
@@ -29,6 +42,15 @@ pub(super) struct Progress {
     pub(super) outcome: Option<Outcome>,
 }
 
+/// What the coordinator said of a log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Acknowledged {
+    /// How often it said something.
+    pub(super) answers: u64,
+    /// How long it says the log is.
+    pub(super) offset: u64,
+}
+
 /// Reports one attempt.
 pub(super) struct Reporter<'a> {
     /// Which attempt.
@@ -39,8 +61,8 @@ pub(super) struct Reporter<'a> {
     pub(super) progress: watch::Receiver<Progress>,
     /// The session, while there is one.
     pub(super) link: watch::Receiver<Option<Link>>,
-    /// How much of the log the coordinator has.
-    pub(super) acknowledged: watch::Receiver<u64>,
+    /// What the coordinator last said of the log.
+    pub(super) acknowledged: watch::Receiver<Acknowledged>,
     /// Is set to true as soon as the end was told once.
     pub(super) told: watch::Sender<bool>,
 }
@@ -73,7 +95,7 @@ impl Reporter<'_> {
 
     async fn try_report(&mut self, outgoing: &mpsc::Sender<FromAgent>) -> Result<Gone, Gone> {
         let attempt = self.attempt;
-        let mut offset = *self.acknowledged.borrow();
+        let mut log = LogState::Unknown;
         let mut told_started = false;
         let mut told_outcome = None;
         loop {
@@ -82,47 +104,100 @@ impl Reporter<'_> {
                 outgoing.send(FromAgent::Started { attempt }).await?;
                 told_started = true;
             }
-            offset = self.send_log(outgoing, offset, progress.log_bytes).await?;
+            log = self.send_log(outgoing, log, progress.log_bytes).await?;
             if progress.outcome.is_some() && progress.outcome != told_outcome {
                 told_outcome.clone_from(&progress.outcome);
                 if let Some(outcome) = progress.outcome {
                     let log_bytes = progress.log_bytes;
                     outgoing.send(FromAgent::Finished { attempt, outcome, log_bytes }).await?;
                     self.told.send_replace(true);
+                    // What it does not have by now, it does not want.
+                    log = LogState::GivenUp;
                 }
             }
             tokio::select! {
                 () = outgoing.closed() => return Ok(Gone),
+                () = sleep(RETRY_PAUSE), if log == LogState::Refused => log = LogState::Unknown,
                 changed = self.progress.changed() => changed.map_err(|_| Gone)?,
             }
         }
     }
 
-    /// Sends the log up to `end` and returns up to where it was sent.
+    /// Sends the log up to `end`, as far as the coordinator takes it.
     async fn send_log(
-        &self,
+        &mut self,
         outgoing: &mpsc::Sender<FromAgent>,
-        mut offset: u64,
+        log: LogState,
         end: u64,
-    ) -> Result<u64, Gone> {
-        let attempt = self.attempt;
+    ) -> Result<LogState, Gone> {
+        let mut offset = match log {
+            LogState::Taken(offset) => offset,
+            LogState::Refused | LogState::GivenUp => return Ok(log),
+            LogState::Unknown if end == 0 => return Ok(log),
+            // A piece without bytes asks how far the coordinator is.
+            LogState::Unknown => match self.send_piece(outgoing, 0, Vec::new()).await? {
+                Some(offset) => offset,
+                None => return Ok(LogState::GivenUp),
+            },
+        };
         while offset < end {
             let left = usize::try_from(end - offset).unwrap_or(usize::MAX);
-            let bytes = match self.spool.read_log(offset, left.min(LOG_CHUNK_BYTES_MAX)) {
-                Ok(bytes) if bytes.is_empty() => break,
-                Ok(bytes) => bytes,
+            let (place, bytes) = match self.spool.read_log(offset, left.min(LOG_CHUNK_BYTES_MAX)) {
+                Ok((_, bytes)) if bytes.is_empty() => break,
+                Ok(read) => read,
                 Err(error) => {
                     // A lost log is no reason to lose the build.
-                    tracing::warn!(%attempt, error = telemetry::chain(&error), "log not read");
+                    let error = telemetry::chain(&error);
+                    tracing::warn!(attempt = %self.attempt, error, "log not read");
                     break;
                 }
             };
-            let next = offset.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-            outgoing.send(FromAgent::Log { attempt, offset, bytes: bytes.into() }).await?;
-            offset = next;
+            match self.send_piece(outgoing, place, bytes).await? {
+                None => return Ok(LogState::GivenUp),
+                Some(reached) if reached > place => offset = reached,
+                Some(_) => return Ok(LogState::Refused),
+            }
         }
-        Ok(offset)
+        Ok(LogState::Taken(offset))
     }
+
+    /// Sends one piece and returns how long the coordinator then says the log is; `None` when it
+    /// says nothing.
+    async fn send_piece(
+        &mut self,
+        outgoing: &mpsc::Sender<FromAgent>,
+        offset: u64,
+        bytes: Vec<u8>,
+    ) -> Result<Option<u64>, Gone> {
+        let attempt = self.attempt;
+        let answers = self.acknowledged.borrow_and_update().answers;
+        outgoing.send(FromAgent::Log { attempt, offset, bytes: bytes.into() }).await?;
+        let answered = self.acknowledged.wait_for(|said| said.answers != answers);
+        tokio::select! {
+            () = outgoing.closed() => Err(Gone),
+            answer = timeout(ANSWER_MAX, answered) => match answer {
+                Ok(Ok(said)) => Ok(Some(said.offset)),
+                Ok(Err(_)) => Err(Gone),
+                Err(_) => {
+                    tracing::debug!(%attempt, "the coordinator does not answer to the log");
+                    Ok(None)
+                }
+            },
+        }
+    }
+}
+
+/// How far the log is in one session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LogState {
+    /// It has to be asked.
+    Unknown,
+    /// The coordinator has this much.
+    Taken(u64),
+    /// It could not write the last piece, and may be asked again later.
+    Refused,
+    /// It says nothing, or needs nothing any more.
+    GivenUp,
 }
 
 /// Waits until there is a session. Never returns when the agent stops, because what follows would

@@ -6,7 +6,7 @@
 //! | `order`, `derivation.drv` | agent | what the process is to do, once the inputs are there |
 //! | `lock` | agent | held by the process for as long as it lives |
 //! | `started` | process | the builder was started |
-//! | `log` | process | the build's log, raw and only appended to |
+//! | `log.START` | process | the build's log: its beginning and its end, see `logbook` |
 //! | `diagnosis` | process | what it printed itself |
 //! | `BASE-NAME.nar.zst` | process | an output, before `result` |
 //! | `result` | either | how it ended; last of all files |
@@ -16,6 +16,7 @@
 use crate::{
     builders::{BuilderKind, direct::Place},
     core::{id::AttemptId, outcome::Outcome, store_path::StoreDir, store_path::StorePath},
+    logbook::{self, Limits},
     protocol::{bulk::OfferedOutput, message::Allocation},
     telemetry,
 };
@@ -23,12 +24,15 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
 /// How much of what a process printed before it died is told to the coordinator, in bytes.
 const DIAGNOSIS_BYTES_MAX: u64 = 1_000;
+
+/// How much of a log is kept here, in bytes: as much as a coordinator keeps unless told otherwise.
+/// While there is a session, the coordinator is sent what is printed before it would go.
+pub(super) const LOG_LIMITS: Limits = Limits::within(64 * 1024 * 1024);
 
 /// What an attempt's process is to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -124,11 +128,6 @@ impl Spool {
         &self.dir
     }
 
-    /// Returns the log's path.
-    pub(super) fn log_path(&self) -> PathBuf {
-        self.dir.join("log")
-    }
-
     /// Returns the path of what the process printed itself.
     pub(super) fn diagnosis_path(&self) -> PathBuf {
         self.dir.join("diagnosis")
@@ -194,18 +193,16 @@ impl Spool {
         }
     }
 
-    /// Returns the length of the log, in bytes.
+    /// Returns the length of the log, in bytes, whatever is missing in it.
     pub(super) fn log_bytes(&self) -> u64 {
-        fs_err::metadata(self.log_path()).map_or(0, |found| found.len())
+        // What cannot be read is as good as missing; reading it is tried anyway, and told.
+        logbook::pieces(&self.dir).map_or(0, |pieces| logbook::end(&pieces))
     }
 
-    /// Reads at most `length` bytes of the log from `offset` on.
-    pub(super) fn read_log(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        let log = fs_err::File::open(self.log_path())?.into_file();
-        let mut bytes = vec![0u8; length];
-        let count = log.read_at(&mut bytes, offset)?;
-        bytes.truncate(count);
-        Ok(bytes)
+    /// Reads at most `length` bytes of the log from `offset` on, or from behind it where bytes are
+    /// missing; returns where they start.
+    pub(super) fn read_log(&self, offset: u64, length: usize) -> io::Result<(u64, Vec<u8>)> {
+        logbook::read_at(&self.dir, offset, length)
     }
 
     /// Returns the end of what the process printed itself, fit for a message.

@@ -101,10 +101,10 @@ mod tests {
         let mut watch = SpoolWatch::start();
         let first = watch.add(dirs.0.path());
         let second = watch.add(dirs.1.path());
-        fs_err::write(dirs.0.path().join("log"), b"x").unwrap();
+        fs_err::write(dirs.0.path().join("log.0"), b"x").unwrap();
         first.notified().await;
         watch.remove(dirs.0.path());
-        fs_err::write(dirs.1.path().join("log"), b"x").unwrap();
+        fs_err::write(dirs.1.path().join("log.0"), b"x").unwrap();
         second.notified().await;
     }
 }

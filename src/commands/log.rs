@@ -8,7 +8,7 @@ use super::{
     verb::Act,
 };
 use crate::{
-    coordinator::Coordinator,
+    coordinator::{Coordinator, logs::Reading},
     core::{
         build::ShownState,
         id::{AttemptId, BuildId},
@@ -16,16 +16,9 @@ use crate::{
     store::AttemptRow,
 };
 use bytes::Bytes;
-use fs_err::tokio::File;
 use serde::Serialize;
-use std::io::{ErrorKind, SeekFrom};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncSeekExt as _},
-    sync::broadcast::{Receiver, error::RecvError},
-};
+use tokio::sync::broadcast::{Receiver, error::RecvError};
 
-/// How much is read at a time, in bytes.
-const PIECE_BYTES: usize = 64 * 1024;
 /// The longest line of a JSON object, in bytes; longer ones are divided.
 const JSON_LINE_BYTES_MAX: usize = 64 * 1024;
 
@@ -174,16 +167,25 @@ impl Log {
         tail: Option<u64>,
     ) -> Result<(), CommandError> {
         let logs = invocation.coordinator.logs.clone();
-        let mut printer = Printer::new(&mut invocation.output, attempt.id);
+        let (build, id) = (self.id, attempt.id);
+        if let Some(ended) = attempt.ended
+            && logs.was_removed(ended)
+            && logs.bytes(id).await.map_err(CommandError::Log)?.is_none()
+        {
+            let text = format!(
+                "what the attempt {id} printed is not kept any more: logs this old were removed, as \
+                 log-keep-days and log-keep-bytes in steading.toml say"
+            );
+            return Err(CommandError::NoSuch(text));
+        }
+        let mut reading = logs.read(id);
+        let mut printer = Printer::new(&mut invocation.output, id);
         if !self.follow || attempt.ended.is_some() {
-            if let Some(mut file) = open(&invocation.coordinator, attempt.id).await? {
-                start_at(&mut file, tail).await?;
-                copy(&mut file, &mut printer).await?;
-            }
+            start_at(&mut reading, tail).await?;
+            copy(&mut reading, &mut printer).await?;
             return printer.finish().await;
         }
-        let mut extent = logs.follow(attempt.id).await.map_err(CommandError::Log)?;
-        let (build, id) = (self.id, attempt.id);
+        let mut follower = logs.follow(id).await.map_err(CommandError::Log)?;
         // An end that came before the call above is not told.
         let mut over = attempts(&invocation.coordinator, build)
             .await?
@@ -192,75 +194,34 @@ impl Log {
         if over {
             logs.seal(id);
         }
-        let Some(mut file) = open(&invocation.coordinator, id).await? else { return Ok(()) };
-        start_at(&mut file, tail).await?;
+        start_at(&mut reading, tail).await?;
         loop {
-            over = over || extent.borrow_and_update().sealed;
-            copy(&mut file, &mut printer).await?;
+            over = over || follower.extent().sealed;
+            copy(&mut reading, &mut printer).await?;
             printer.output.flush().await?;
             if over {
                 return printer.finish().await;
             }
             // The sender goes only with the process.
-            over = extent.changed().await.is_err();
+            over = follower.changed().await.is_err();
         }
     }
 }
 
-async fn open(coordinator: &Coordinator, attempt: AttemptId) -> Result<Option<File>, CommandError> {
-    match File::open(coordinator.logs.path(attempt)).await {
-        Ok(file) => Ok(Some(file)),
-        // Nothing was printed.
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(CommandError::Log(error)),
-    }
-}
-
-/// Goes to the beginning of the last lines. Reads backwards, so that long logs cost nothing.
-async fn start_at(file: &mut File, tail: Option<u64>) -> Result<(), CommandError> {
+/// Goes to the beginning of the last lines.
+async fn start_at(reading: &mut Reading, tail: Option<u64>) -> Result<(), CommandError> {
     let Some(lines) = tail else { return Ok(()) };
-    let start = tail_offset(file, lines).await.map_err(CommandError::Log)?;
-    file.seek(SeekFrom::Start(start)).await.map(drop).map_err(CommandError::Log)
-}
-
-async fn tail_offset(file: &mut File, lines: u64) -> std::io::Result<u64> {
-    let mut end = file.seek(SeekFrom::End(0)).await?;
-    if lines == 0 {
-        return Ok(end);
-    }
-    let last = end.saturating_sub(1);
-    let mut found = 0;
-    let mut buffer = vec![0; PIECE_BYTES];
-    while end > 0 {
-        let start = end.saturating_sub(PIECE_BYTES as u64);
-        let piece = &mut buffer[..usize::try_from(end - start).unwrap_or(PIECE_BYTES)];
-        file.seek(SeekFrom::Start(start)).await?;
-        file.read_exact(piece).await?;
-        for (place, byte) in piece.iter().enumerate().rev() {
-            let at = start + place as u64;
-            // The end of the last line begins no other.
-            if *byte == b'\n' && at != last {
-                found += 1;
-                if found == lines {
-                    return Ok(at + 1);
-                }
-            }
-        }
-        end = start;
-    }
-    Ok(0)
+    reading.skip_to_last_lines(lines).await.map_err(CommandError::Log)
 }
 
 /// Prints what there is from here on.
-async fn copy(file: &mut File, printer: &mut Printer<'_>) -> Result<(), CommandError> {
+async fn copy(reading: &mut Reading, printer: &mut Printer<'_>) -> Result<(), CommandError> {
     loop {
-        let mut piece = vec![0; PIECE_BYTES];
-        let len = file.read(&mut piece).await.map_err(CommandError::Log)?;
-        if len == 0 {
+        let bytes = reading.next().await.map_err(CommandError::Log)?;
+        if bytes.is_empty() {
             return Ok(());
         }
-        piece.truncate(len);
-        printer.print(piece.into()).await?;
+        printer.print(bytes).await?;
     }
 }
 
@@ -306,32 +267,5 @@ impl<'a> Printer<'a> {
 
     async fn finish(mut self) -> Result<(), CommandError> {
         if self.partial.is_empty() { Ok(()) } else { self.end_line().await }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    async fn tail_of(content: &[u8], lines: u64) -> Vec<u8> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log");
-        fs_err::write(&path, content).unwrap();
-        let mut file = File::open(&path).await.unwrap();
-        let offset = tail_offset(&mut file, lines).await.unwrap();
-        content[usize::try_from(offset).unwrap()..].to_vec()
-    }
-
-    #[tokio::test]
-    async fn the_last_lines_are_found_from_behind() {
-        assert_eq!(tail_of(b"a\nb\nc\n", 2).await, b"b\nc\n");
-        assert_eq!(tail_of(b"a\nb\nc", 2).await, b"b\nc");
-        assert_eq!(tail_of(b"a\nb\nc\n", 9).await, b"a\nb\nc\n");
-        assert_eq!(tail_of(b"a\nb\n\n", 1).await, b"\n");
-        assert_eq!(tail_of(b"a\n", 0).await, b"");
-        assert_eq!(tail_of(b"", 3).await, b"");
-        let long = [vec![b'x'; 3 * PIECE_BYTES], b"\n".to_vec(), vec![b'y'; PIECE_BYTES]].concat();
-        assert_eq!(tail_of(&long, 1).await, vec![b'y'; PIECE_BYTES]);
-        assert_eq!(tail_of(&long, 2).await, long);
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     },
     depot::Depot,
     store::{AttemptRow, OutputRow, StoreError},
+    telemetry,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -188,8 +189,13 @@ async fn object(coordinator: &Coordinator, build: ShownBuild) -> Result<Object, 
 
 /// Returns how long a log is; `None` when nothing was printed.
 async fn log_bytes(coordinator: &Coordinator, attempt: AttemptId) -> Option<u64> {
-    let found = fs_err::tokio::metadata(coordinator.logs.path(attempt)).await;
-    found.ok().map(|metadata| metadata.len())
+    match coordinator.logs.bytes(attempt).await {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            tracing::warn!(%attempt, error = telemetry::chain(&error), "a log cannot be read");
+            None
+        }
+    }
 }
 
 fn attempt_object(attempt: AttemptRow, log_bytes: Option<u64>) -> Attempt {

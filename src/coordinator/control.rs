@@ -250,10 +250,14 @@ impl Life<'_> {
                     self.say(&ToAgent::LogReceived { attempt, offset }).await?;
                 }
             }
-            FromAgent::Finished { attempt, outcome, log_bytes: _ } => {
+            FromAgent::Finished { attempt, outcome, log_bytes } => {
                 // Its whole log has come: the channel keeps the order.
                 self.live.remove(&attempt);
-                self.coordinator.logs.sync(attempt).await.map_err(SessionEnd::Log)?;
+                self.coordinator
+                    .logs
+                    .complete(attempt, log_bytes)
+                    .await
+                    .map_err(SessionEnd::Log)?;
                 self.coordinator.engine.tell(Input::Finished { session, attempt, outcome }).await?;
             }
         }

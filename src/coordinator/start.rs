@@ -4,13 +4,13 @@
 use super::{
     Coordinator, bulk, control,
     engine_thread::{self, Outlets},
-    logs::Logs,
+    logs::{LOG_CAP_MIN, LogRules, Logs},
     publishing,
     readers::Readers,
 };
 use crate::{
     config::Config,
-    core::engine::Saved,
+    core::{engine::Saved, id::AttemptId},
     depot::{Depot, DepotError, Publisher},
     protocol::{BULK_SUBSYSTEM, CONTROL_SUBSYSTEM},
     ssh::{self, Door, DoorConfig, DoorError, DoorLimits, Request, RequestKind, Role},
@@ -20,6 +20,7 @@ use crate::{
 use fs_err as fs;
 use rustix::fs::{FlockOperation, flock};
 use std::{
+    collections::BTreeSet,
     io,
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
@@ -103,18 +104,20 @@ pub async fn start(
     let database = state_dir.join("steading.db");
     let store = Store::open(&database)?;
     let depot = open_depot(state_dir, config)?;
-    let logs = Logs::start(state_dir.join("logs"));
     let (publish, publishing) = publishing::queue();
     let (rested, _) = broadcast::channel(RESTED_MAX);
     let (allocated, _) = broadcast::channel(ALLOCATED_MAX);
+    let saved = store.load()?;
+    let live = live_attempts(&saved);
+    let logs =
+        Logs::start(&state_dir.join("logs"), log_rules(config), clock, &live).map_err(unusable)?;
     let outlets = Outlets {
         logs: logs.clone(),
         publish,
         rested: rested.clone(),
         allocated: allocated.clone(),
     };
-    let saved = store.load()?;
-    sweep(&depot, &saved)?;
+    sweep(&depot, &live)?;
     let (engine, engine_end) =
         engine_thread::spawn(store, saved, config.settings(), clock, outlets)?;
     let readers = Readers::new(database);
@@ -248,10 +251,23 @@ fn lock(state_dir: &Path) -> Result<fs::File, StartError> {
     Ok(file)
 }
 
-/// Removes what earlier processes left of uploads that nobody will go on with.
-fn sweep(depot: &Depot, saved: &Saved) -> Result<(), DepotError> {
+/// Returns the attempts that agents may still have.
+fn live_attempts(saved: &Saved) -> BTreeSet<AttemptId> {
     let leases = saved.builds.iter().filter_map(|build| build.state.lease());
-    let found = depot.sweep_incoming(&leases.map(|lease| lease.attempt).collect())?;
+    leases.map(|lease| lease.attempt).collect()
+}
+
+fn log_rules(config: &Config) -> LogRules {
+    LogRules {
+        cap: config.log_cap.max(LOG_CAP_MIN),
+        keep_days: config.log_keep_days,
+        keep_bytes: config.log_keep_bytes,
+    }
+}
+
+/// Removes what earlier processes left of uploads that nobody will go on with.
+fn sweep(depot: &Depot, live: &BTreeSet<AttemptId>) -> Result<(), DepotError> {
+    let found = depot.sweep_incoming(live)?;
     if found.removed > 0 {
         tracing::info!(removed = found.removed, kept = found.files, "abandoned uploads removed");
     }

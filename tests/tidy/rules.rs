@@ -62,7 +62,7 @@ const LOW: &[&str] = &["core", "formats", "protocol", "telemetry"];
 /// Every room with the rooms beside itself that it may mention, all of them further up in this
 /// table, so that there is no way around in a circle. `arguments` belongs to the binary, which sees
 /// rooms from outside.
-pub(crate) const ROOMS: [(&str, &[&str]); 15] = [
+pub(crate) const ROOMS: [(&str, &[&str]); 16] = [
     ("core", &[]),
     ("formats", &["core"]),
     ("protocol", &["core"]),
@@ -70,14 +70,29 @@ pub(crate) const ROOMS: [(&str, &[&str]); 15] = [
     ("builders", LOW),
     ("depot", LOW),
     ("hooks", LOW),
+    ("logbook", LOW),
     ("ssh", LOW),
     ("store", LOW),
     // Its values are the types of the rooms that they configure.
     ("config", &["core", "telemetry", "depot", "hooks", "ssh", "store"]),
-    ("agent", &["core", "formats", "protocol", "telemetry", "builders", "ssh", "config"]),
+    (
+        "agent",
+        &["core", "formats", "protocol", "telemetry", "builders", "logbook", "ssh", "config"],
+    ),
     (
         "coordinator",
-        &["core", "formats", "protocol", "telemetry", "depot", "hooks", "ssh", "store", "config"],
+        &[
+            "core",
+            "formats",
+            "protocol",
+            "telemetry",
+            "depot",
+            "hooks",
+            "logbook",
+            "ssh",
+            "store",
+            "config",
+        ],
     ),
     (
         "commands",
@@ -88,6 +103,7 @@ pub(crate) const ROOMS: [(&str, &[&str]); 15] = [
             "telemetry",
             "depot",
             "hooks",
+            "logbook",
             "ssh",
             "store",
             "config",
@@ -104,6 +120,7 @@ pub(crate) const ROOMS: [(&str, &[&str]); 15] = [
             "builders",
             "depot",
             "hooks",
+            "logbook",
             "ssh",
             "store",
             "config",

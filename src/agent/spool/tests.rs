@@ -116,11 +116,16 @@ fn the_log_is_read_in_pieces() {
     let dir = tempfile::tempdir().unwrap();
     let spool = Spool::create(dir.path(), &allocation()).unwrap();
     assert_eq!(spool.log_bytes(), 0);
-    fs_err::write(spool.log_path(), b"one two three").unwrap();
+    let mut log = logbook::Writer::open(spool.dir().to_owned(), LOG_LIMITS).unwrap();
+    log.append(0, b"one two three").unwrap();
     assert_eq!(spool.log_bytes(), 13);
-    assert_eq!(spool.read_log(4, 3).unwrap(), b"two");
-    assert_eq!(spool.read_log(8, 100).unwrap(), b"three");
-    assert_eq!(spool.read_log(13, 100).unwrap(), b"");
+    assert_eq!(spool.read_log(4, 3).unwrap(), (4, b"two".to_vec()));
+    assert_eq!(spool.read_log(8, 100).unwrap(), (8, b"three".to_vec()));
+    assert_eq!(spool.read_log(13, 100).unwrap(), (13, Vec::new()));
+    // What is missing is stepped over.
+    log.append(20, b"four").unwrap();
+    assert_eq!(spool.read_log(13, 100).unwrap(), (20, b"four".to_vec()));
+    assert_eq!(spool.log_bytes(), 24);
 }
 
 #[test]
