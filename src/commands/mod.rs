@@ -74,6 +74,19 @@ pub async fn run(coordinator: Coordinator, request: Request) {
     }
 }
 
+/// Returns the verb that a command line calls, or else what whoever sent it is told. Nothing is
+/// done: this is all that happens to foreign text before a verb's own code.
+///
+/// # Errors
+/// The text of the refusal, or of the help that was asked for.
+pub fn called(line: &[u8]) -> Result<&'static str, String> {
+    let words = words::split(line).map_err(|error| error.text())?;
+    match verb::parse(&words, None) {
+        Ok(called) => Ok(called.verb.name),
+        Err(verb::NotCalled::Help(text) | verb::NotCalled::Usage(text)) => Err(text),
+    }
+}
+
 async fn answer(coordinator: Coordinator, request: Request) {
     let words = match &request.kind {
         RequestKind::Exec(line) => words::split(line),
