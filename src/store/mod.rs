@@ -34,6 +34,26 @@ pub enum StoreError {
         #[source]
         source: rusqlite::Error,
     },
+    /// The file is no database, or another program's.
+    #[error(
+        "{path} is not a database of steading: name another state directory with --state, or move \
+         the file away to begin with an empty database"
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is damaged.
+    #[error(
+        "the database {path} is damaged ({findings}): put the last backup in its place, or save \
+         what can be read of a copy with ‘sqlite3 COPY .recover | sqlite3 NEW’, and start again"
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Which tables and pages, as far as they can be told.
+        findings: String,
+    },
     /// The database was written by a newer program.
     #[error(
         "the database has schema version {found}, this program knows up to {known}: start the \
@@ -65,6 +85,23 @@ pub enum StoreError {
         /// What is wrong.
         what: String,
     },
+}
+
+impl StoreError {
+    /// Tells whether there was no room on the disk.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Open { source, .. } | Self::Sql { source, .. } => {
+                source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+            }
+            Self::Foreign { .. }
+            | Self::Corrupt { .. }
+            | Self::TooNew { .. }
+            | Self::Diverged(_)
+            | Self::Damaged { .. } => false,
+        }
+    }
 }
 
 /// Adds to an SQL error what was being done.

@@ -2,7 +2,7 @@
 
 use super::{StoreError, doing, migrate};
 use crate::core::plan::Class;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -13,6 +13,8 @@ use std::{
 const BUSY_MS: u64 = 30_000;
 /// How many prepared statements a connection keeps: more than there are kinds.
 const STATEMENTS_KEPT: usize = 128;
+/// How many findings one refusal names.
+const FINDINGS_MAX: usize = 3;
 
 /// The one connection that writes.
 #[derive(Debug)]
@@ -33,11 +35,15 @@ impl Store {
     /// Opens the database, makes it when there is none, and brings it to the newest schema.
     ///
     /// # Errors
-    /// [`StoreError::Open`] and [`StoreError::TooNew`] tell the operator what to do;
-    /// [`StoreError::Sql`] when a migration fails, after which the database is as before.
+    /// [`StoreError::Open`], [`StoreError::Foreign`], [`StoreError::Corrupt`] and
+    /// [`StoreError::TooNew`] tell the operator what to do; [`StoreError::Sql`] when a migration fails, after which the database is as before.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let open = |source| StoreError::Open { path: path.to_owned(), source };
         let mut connection = Connection::open(path).map_err(open)?;
+        prepare(&connection).map_err(open)?;
+        if !is_ours(&connection).map_err(|error| named(path, open(error)))? {
+            return Err(StoreError::Foreign { path: path.to_owned() });
+        }
         // Vacuuming piece by piece must be chosen before the first table is made.
         connection
             .execute_batch(
@@ -45,11 +51,11 @@ impl Store {
                  PRAGMA journal_mode = WAL;
                  PRAGMA synchronous = FULL;
                  PRAGMA foreign_keys = ON;
+                 PRAGMA cell_size_check = ON;
                  PRAGMA cache_size = -65536;",
             )
-            .map_err(open)?;
-        prepare(&connection).map_err(open)?;
-        migrate::migrate(&mut connection)?;
+            .map_err(|error| named(path, open(error)))?;
+        migrate::migrate(&mut connection).map_err(|error| named(path, error))?;
         Ok(Self {
             connection,
             dirs: BTreeMap::new(),
@@ -64,6 +70,13 @@ impl Store {
     /// [`StoreError::Open`].
     pub fn reader(&self) -> Result<Reader, StoreError> {
         Reader::open(&self.path)
+    }
+
+    /// Returns an error of this database with what is damaged and how to go on, where that is
+    /// what it is about; any other as it is.
+    #[must_use]
+    pub fn named(&self, error: StoreError) -> StoreError {
+        named(&self.path, error)
     }
 
     /// Returns a view of the writing connection for reads that must see what was just written.
@@ -95,6 +108,75 @@ impl Reader {
     pub fn integrity(&self) -> Result<Vec<String>, StoreError> {
         integrity(&self.connection)
     }
+}
+
+/// Tells whether a database is new or has our tables. Nothing is written.
+fn is_ours(connection: &Connection) -> rusqlite::Result<bool> {
+    let version: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let (tables, ours): (u32, u32) = connection.query_row(
+        "SELECT count(*), count(*) FILTER (WHERE name IN ('attempts', 'builds', 'nars'))
+         FROM sqlite_schema WHERE type = 'table'",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    Ok(if version == 0 { tables == 0 } else { ours == 3 })
+}
+
+/// Adds to an error about damage what is damaged.
+fn named(path: &Path, error: StoreError) -> StoreError {
+    let code = match &error {
+        StoreError::Open { source, .. } | StoreError::Sql { source, .. } => {
+            source.sqlite_error_code()
+        }
+        StoreError::Foreign { .. }
+        | StoreError::Corrupt { .. }
+        | StoreError::TooNew { .. }
+        | StoreError::Diverged(_)
+        | StoreError::Damaged { .. } => None,
+    };
+    match code {
+        Some(ErrorCode::NotADatabase) => StoreError::Foreign { path: path.to_owned() },
+        Some(ErrorCode::DatabaseCorrupt) => {
+            StoreError::Corrupt { path: path.to_owned(), findings: findings(path) }
+        }
+        _ => error,
+    }
+}
+
+/// Returns which tables and pages of a database are damaged, as SQLite's quick check tells it.
+fn findings(path: &Path) -> String {
+    let look = || -> rusqlite::Result<Vec<String>> {
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let trees = roots(&connection).unwrap_or_default();
+        let mut check = connection.prepare("PRAGMA quick_check(100)")?;
+        let lines = check.query_map([], |row| row.get::<_, String>(0))?;
+        let mut findings = Vec::new();
+        for line in lines.take(FINDINGS_MAX) {
+            // “Tree 7 page 12 cell 3: …” names a table by its first page only.
+            let line = line?.replace('\n', "; ");
+            let table = line
+                .split_once("Tree ")
+                .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
+                .and_then(|root: i64| trees.get(&root));
+            findings.push(match table {
+                Some(table) => format!("{table}: {line}"),
+                None => line,
+            });
+        }
+        Ok(findings)
+    };
+    match look() {
+        Ok(findings) => findings.join(", "),
+        Err(error) => format!("its list of tables, on page 1 or behind it: {error}"),
+    }
+}
+
+/// Returns the table or index of each first page.
+fn roots(connection: &Connection) -> rusqlite::Result<BTreeMap<i64, String>> {
+    let mut select =
+        connection.prepare("SELECT rootpage, type || ' ' || name FROM sqlite_schema ORDER BY 1")?;
+    let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    rows.collect()
 }
 
 fn prepare(connection: &Connection) -> rusqlite::Result<()> {

@@ -61,7 +61,7 @@ fn what_is_no_database_is_not_opened() {
     fs_err::write(&path, "somebody's shopping list, which is longer than a header".repeat(9))
         .unwrap();
     let error = Store::open(&path).unwrap_err();
-    assert!(telemetry::chain(&error).contains("file is not a database"), "{error:?}");
+    assert!(telemetry::chain(&error).contains("is not a database of steading"), "{error:?}");
 }
 
 #[test]
@@ -112,4 +112,133 @@ fn the_integrity_check_names_rows_that_refer_to_nothing() {
     let findings = fresh.store.integrity().unwrap();
     assert!(findings.contains(&"table builds has a row that refers to nothing".to_owned()));
     assert_eq!(findings, fresh.store.reader().unwrap().integrity().unwrap());
+}
+
+#[test]
+fn another_programs_database_is_left_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("steading.db");
+    let foreign = rusqlite::Connection::open(&path).unwrap();
+    for version in [0, 1] {
+        foreign.execute_batch(&format!("PRAGMA user_version = {version}")).unwrap();
+        foreign.execute_batch("CREATE TABLE IF NOT EXISTS bookmarks (url TEXT)").unwrap();
+        let before = fs_err::read(&path).unwrap();
+        let error = Store::open(&path).unwrap_err();
+        assert!(error.to_string().contains("is not a database of steading"), "{error}");
+        assert!(fs_err::read(&path).unwrap() == before);
+    }
+}
+
+#[test]
+fn a_lock_of_another_program_is_waited_for() {
+    let mut fresh = Fresh::new();
+    let foreign = rusqlite::Connection::open(fresh.dir.path().join("steading.db")).unwrap();
+    foreign.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let (begun, is_begun) = std::sync::mpsc::channel();
+    let writing = std::thread::spawn(move || {
+        begun.send(()).unwrap();
+        fresh.write(&[super::derivation()]);
+        fresh.count("derivations")
+    });
+    is_begun.recv().unwrap();
+    assert!(!writing.is_finished());
+    foreign.execute_batch("COMMIT").unwrap();
+    assert_eq!(writing.join().unwrap(), 1);
+}
+
+/// Returns everything that a start and the commands read, as text.
+fn everything(store: &Store) -> Result<String, StoreError> {
+    let saved = store.load()?;
+    let reader = store.reader()?;
+    let filter = super::super::BuildFilter { limit: 100, ..Default::default() };
+    let builds = reader.builds(&filter)?;
+    let mut text = format!("{saved:?} {builds:?} {:?}", reader.holdings()?);
+    for build in &builds {
+        text.push_str(&format!("{:?} {:?}", reader.attempts(build.id)?, reader.tags(build.id)?));
+    }
+    Ok(text)
+}
+
+/// Damages a copy of a database and tells what became of it.
+fn with_damage(
+    fresh: &Fresh,
+    name: &str,
+    seed: u64,
+) -> (tempfile::TempDir, Result<String, String>) {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["steading.db", "steading.db-wal"] {
+        let from = fresh.dir.path().join(file);
+        if from.exists() {
+            fs_err::copy(from, dir.path().join(file)).unwrap();
+        }
+    }
+    let path = dir.path().join(name);
+    let mut bytes = fs_err::read(&path).unwrap();
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    for _ in 0..=seed % 8 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let place = usize::try_from(state >> 16).unwrap() % bytes.len();
+        bytes[place] ^= 1 << (state % 8);
+    }
+    fs_err::write(&path, bytes).unwrap();
+    let read = Store::open(&dir.path().join("steading.db"))
+        .and_then(|store| everything(&store).map_err(|error| store.named(error)));
+    (dir, read.map_err(|error| telemetry::chain(&error)))
+}
+
+#[test]
+fn a_database_with_flipped_bits_is_refused_with_words_or_read_as_it_was() {
+    let fresh = Fresh::with_a_leased_build();
+    fresh.tamper("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    let whole = everything(&fresh.store).unwrap();
+    let (mut refused, mut same, mut beyond) = (0, 0, 0);
+    for seed in 0..200 {
+        let (dir, read) = with_damage(&fresh, "steading.db", seed);
+        match read {
+            Err(words) => {
+                refused += 1;
+                assert!(words.len() > 20, "seed {seed}: {words}");
+                if words.contains("malformed") {
+                    assert!(words.contains("last backup"), "seed {seed}: {words}");
+                }
+            }
+            Ok(text) if text == whole => same += 1,
+            // What SQLite's own check cannot tell either: content without a checksum.
+            Ok(_) => {
+                beyond += 1;
+                let store = Store::open(&dir.path().join("steading.db")).unwrap();
+                assert_eq!(store.integrity().unwrap(), Vec::<String>::new(), "seed {seed}");
+            }
+        }
+    }
+    assert!(refused > 10 && same > 10, "{refused} refused, {same} as before, {beyond} beyond");
+}
+
+#[test]
+fn a_write_ahead_log_with_flipped_bits_gives_an_earlier_state_and_never_a_mixed_one() {
+    let mut fresh = Fresh::new();
+    let mut states = vec![everything(&fresh.store).unwrap()];
+    let steps = [
+        vec![super::derivation(), super::build(None), super::agent()],
+        vec![
+            super::attempt(),
+            super::moved(
+                &crate::core::build::BuildState::Queued,
+                &crate::core::build::BuildState::Allocated(super::lease()),
+            ),
+        ],
+    ];
+    for step in steps {
+        fresh.write(&step);
+        states.push(everything(&fresh.store).unwrap());
+    }
+    for seed in 0..50 {
+        let (_dir, read) = with_damage(&fresh, "steading.db-wal", seed);
+        match read {
+            Ok(text) => assert!(states.contains(&text), "seed {seed}: {text}"),
+            Err(words) => assert!(words.len() > 20, "seed {seed}: {words}"),
+        }
+    }
 }
