@@ -777,3 +777,137 @@ fn door_config(dir: &Path, listen: &str) -> DoorConfig {
 fn token() -> CancellationToken {
     CancellationToken::new()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_connections_of_one_principal_are_refused_with_words_and_cost_nobody_else() {
+    if !have_ssh() {
+        return;
+    }
+    let world = World::with(DoorLimits { sessions_per_person: 2, ..DoorLimits::default() }).await;
+    let key = world.enter(Role::Viewer, "vera").await;
+    world.enter(Role::Viewer, "ada").await;
+    let mut held = vec![world.connect(&key).await.unwrap(), world.connect(&key).await.unwrap()];
+    let output = run(world.ssh("vera", &[], &["whoami"]), b"").await;
+    assert_eq!(output.status.code(), Some(75), "{output:?}");
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(words.contains("too many connections of vera"), "{words}");
+    until("it has left", || world.counters().sessions == 2).await;
+    held.push(world.connect(&key).await.unwrap());
+    held.push(world.connect(&key).await.unwrap());
+    // Twice as many do not even get in.
+    assert!(matches!(world.connect(&key).await, Err(ConnectError::Refused { .. })));
+    assert!(run(world.ssh("ada", &[], &["whoami"]), b"").await.status.success());
+    assert!(world.counters().refused >= 2);
+    for connection in held {
+        connection.close().await;
+    }
+    world.until_empty().await;
+    assert!(run(world.ssh("vera", &[], &["whoami"]), b"").await.status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_commands_of_one_principal_are_refused_with_words_for_a_while() {
+    if !have_ssh() {
+        return;
+    }
+    let limits =
+        DoorLimits { commands_at_once: 2, commands_per_second: 1, ..DoorLimits::default() };
+    let world = World::with(limits).await;
+    world.enter(Role::Viewer, "vera").await;
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        let output = run(world.ssh("vera", &[], &["whoami"]), b"").await;
+        if output.status.code() == Some(75) {
+            let words = String::from_utf8(output.stderr).unwrap();
+            assert!(words.contains("sends too many commands, 1 per second are taken"), "{words}");
+        }
+        statuses.push(output.status.code());
+    }
+    assert_eq!(statuses[..2], [Some(0), Some(0)]);
+    assert!(statuses.contains(&Some(75)), "{statuses:?}");
+    let again =
+        async { while !run(world.ssh("vera", &[], &["whoami"]), b"").await.status.success() {} };
+    within("commands are taken again", LIMIT, again).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn channels_of_one_principal_are_limited_over_all_its_connections() {
+    let world =
+        World::with(DoorLimits { channels_per_principal: 3, ..DoorLimits::default() }).await;
+    let key = world.enter(Role::Agent, "honeycomb").await;
+    let other = world.enter(Role::Agent, "amber").await;
+    let (one, two) = (world.connect(&key).await.unwrap(), world.connect(&key).await.unwrap());
+    let mut open = vec![one.subsystem("echo").await.unwrap(), one.subsystem("echo").await.unwrap()];
+    open.push(two.subsystem("echo").await.unwrap());
+    assert!(two.subsystem("echo").await.is_err());
+    world.connect(&other).await.unwrap().subsystem("echo").await.unwrap();
+    drop(open.pop());
+    let again = async { while two.subsystem("echo").await.is_err() {} };
+    within("a closed channel makes room", LIMIT, again).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dripped_introduction_is_cut_in_time_and_many_of_them_keep_nobody_else_out() {
+    if !have_ssh() {
+        return;
+    }
+    let limits = DoorLimits { grace: Duration::from_secs(1), ..DoorLimits::default() };
+    let world = World::with(limits).await;
+    world.enter(Role::Viewer, "vera").await;
+    let drip = |address: SocketAddr| async move {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let cut = async {
+            while stream.write_all(b"x").await.is_ok() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        within("the slow are cut", LIMIT, cut).await;
+    };
+    let dripping: Vec<_> = (0..200).map(|_| tokio::spawn(drip(world.address))).collect();
+    until("most were turned away", || world.counters().turned_away > 100).await;
+    assert!(world.counters().unauthenticated <= 17);
+    // From another address somebody gets in all the same.
+    let honest = run(world.ssh("vera", &["-b", "127.0.0.2"], &["whoami"]), b"").await;
+    assert!(honest.status.success(), "{honest:?}");
+    for one in dripping {
+        one.await.unwrap();
+    }
+    world.until_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_a_removed_key_had_sent_is_heard_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let cancel = token();
+    let config = door_config(dir.path(), "127.0.0.1:0");
+    fs_err::create_dir_all(dir.path().join("keys/agents")).unwrap();
+    let mut door = open(config, Clock::start(), cancel.clone()).await.unwrap();
+    let key = host_key::load_or_create(&dir.path().join("identity")).unwrap();
+    let listed = dir.path().join("keys/agents/honeycomb.pub");
+    fs_err::write(&listed, key.public_line()).unwrap();
+    until("the key is known", || !door.monitor.keydir().0.principals().is_empty()).await;
+    let config = ClientConfig {
+        address: door.address.to_string(),
+        host_keys: vec![door.host_public_key.clone()],
+        identity: key,
+        user: "steading".to_owned(),
+    };
+    let connection = connect(&config, &token()).await.unwrap();
+    let (_input, output) = connection.subsystem("upload").await.unwrap();
+    let mut request = within("the request comes", LIMIT, door.requests.recv()).await.unwrap();
+    let uploading =
+        tokio::spawn(
+            async move { while output.write(Bytes::from(vec![7; 64 << 10])).await.is_ok() {} },
+        );
+    for _ in 0..10 {
+        assert!(matches!(request.input.next().await, Incoming::Data(_)));
+    }
+    // Megabytes wait to be read by now, and must not be.
+    fs_err::remove_file(&listed).unwrap();
+    within("its session ends", Duration::from_secs(3), request.gone.cancelled()).await;
+    assert_eq!(request.input.next().await, Incoming::Lost);
+    within("it learns of it", LIMIT, connection.lost().cancelled()).await;
+    within("its upload ends", LIMIT, uploading).await.unwrap();
+    assert_eq!(door.monitor.counters().sessions, 0);
+    cancel.cancel();
+}

@@ -70,6 +70,23 @@ pub struct ChannelReader {
     waiting: mpsc::UnboundedReceiver<Incoming>,
     backlog: Arc<Backlog>,
     end: Option<Incoming>,
+    revoked: Revoked,
+}
+
+/// Whether a session was ended because its owner may not be here any more: what it had sent is
+/// thrown away then, while the last words of a connection that just ended are still heard.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Revoked(Arc<AtomicBool>);
+
+impl Revoked {
+    /// Says that from here on it is.
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl ChannelReader {
@@ -83,8 +100,11 @@ impl ChannelReader {
         if let Some(end) = &self.end {
             return end.clone();
         }
-        let next = self.waiting.recv().await.unwrap_or(Incoming::Lost);
+        let mut next = self.waiting.recv().await.unwrap_or(Incoming::Lost);
         self.backlog.take(next.bytes());
+        if self.revoked.is_set() {
+            next = Incoming::Lost;
+        }
         if matches!(next, Incoming::Eof | Incoming::Lost) {
             self.end = Some(next.clone());
         }
@@ -131,6 +151,8 @@ pub(super) struct Surroundings<Slot> {
     pub(super) flow: Flow,
     pub(super) deadlines: Deadlines,
     pub(super) terminal: Terminal,
+    /// The session's.
+    pub(super) revoked: Revoked,
     /// Dropped when the channel has ended.
     pub(super) slot: Slot,
 }
@@ -141,7 +163,7 @@ pub(super) fn open<Slot: Send + 'static>(
     outgoing: Half,
     surroundings: Surroundings<Slot>,
 ) -> (ChannelReader, GuardedWriter) {
-    let Surroundings { gone, flow, deadlines, terminal, slot } = surroundings;
+    let Surroundings { gone, flow, deadlines, terminal, revoked, slot } = surroundings;
     // Not bounded by itself: the gate closes before it holds much.
     let (queue, waiting) = mpsc::unbounded_channel();
     let backlog = Arc::new(Backlog::new(flow.gate));
@@ -157,7 +179,7 @@ pub(super) fn open<Slot: Send + 'static>(
         deadlines.write,
     );
     let read_max = deadlines.read;
-    let reader = ChannelReader { waiting, backlog: Arc::clone(&backlog), end: None };
+    let reader = ChannelReader { waiting, backlog: Arc::clone(&backlog), end: None, revoked };
     let intake = Intake { incoming, queue, backlog, gone, read_max, terminal };
     drop(tokio::spawn(async move {
         if intake.run().await == Ended::Stalled {

@@ -3,7 +3,7 @@
 use super::{
     CHANNEL_MESSAGES_MAX, INACTIVITY_MAX, KEEPALIVE_INTERVAL, KEEPALIVES_UNANSWERED_MAX,
     OWN_PACKET_BYTES, OWN_WINDOW_BYTES, REKEY_WRITE_BYTES,
-    channel::{self, ChannelReader, Deadlines, Surroundings, Terminal},
+    channel::{self, ChannelReader, Deadlines, Revoked, Surroundings, Terminal},
     host_key::KeyPair,
     keys, preferred, socket, software,
     stream::{Flow, FlowStream},
@@ -338,6 +338,7 @@ impl Connection {
             flow: self.flow.clone(),
             deadlines: DEADLINES,
             terminal: Terminal::default(),
+            revoked: Revoked::default(),
             slot: (),
         };
         Ok(channel::open(incoming, Half::Client(outgoing), surroundings))

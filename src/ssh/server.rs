@@ -84,6 +84,18 @@ pub struct DoorLimits {
     pub grace: Duration,
     /// Authenticated connections. Each needs two file descriptors.
     pub sessions: usize,
+    /// Authenticated connections of one agent: one for control, up to four for bytes, and those
+    /// of a process before it whose end was not noticed yet. Whoever has twice as many as this, or
+    /// as the next, does not get in; in between, requests are refused with words.
+    pub sessions_per_agent: usize,
+    /// Authenticated connections of one principal who is no agent.
+    pub sessions_per_person: usize,
+    /// Channels open at once on all connections of one principal.
+    pub channels_per_principal: usize,
+    /// Commands of one principal that are taken at once when there were none for a while.
+    pub commands_at_once: u32,
+    /// Commands of one principal per second beyond those.
+    pub commands_per_second: u32,
     /// Channels open at once on an agent's connection.
     pub channels_per_agent: usize,
     /// Channels open at once on anybody else's connection.
@@ -111,6 +123,11 @@ impl Default for DoorLimits {
             unauthenticated_per_address: 16,
             grace: Duration::from_secs(20),
             sessions: 20_000,
+            sessions_per_agent: 16,
+            sessions_per_person: 128,
+            channels_per_principal: 256,
+            commands_at_once: 2_000,
+            commands_per_second: 200,
             channels_per_agent: 4,
             channels_per_person: 10,
             channels_per_life: 20_000,

@@ -2,9 +2,9 @@
 
 use super::{
     authorize::{Principal, Role},
-    channel::{self, ChannelReader, Deadlines, Surroundings, Terminal},
+    channel::{self, ChannelReader, Deadlines, Revoked, Surroundings, Terminal},
     request::{PtySize, Request, RequestKind, SessionId},
-    sessions::Sessions,
+    sessions::{Admitted, Sessions},
     stream::Flow,
     writer::{GuardedWriter, Half},
 };
@@ -22,6 +22,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// The environment variables that mean something here; all others are refused.
 const ENV_NAMES: [&str; 3] = ["STEADING_PRIORITY", "STEADING_TAGS", "STEADING_KEY"];
+
+/// The exit status of what may succeed later (`EX_TEMPFAIL` in sysexits.h).
+const TRY_AGAIN: u32 = 75;
 
 /// The longest value of an environment variable, in bytes.
 const ENV_BYTES_MAX: usize = 4 << 10;
@@ -46,6 +49,9 @@ pub(super) struct Session {
     /// Channels that nothing was asked of yet.
     openings: HashMap<ChannelId, Opening>,
     end: CancellationToken,
+    revoked: Revoked,
+    /// Whether the principal has too many connections, so that nothing is taken on this one.
+    over: bool,
     flow: Flow,
     /// Tells everybody that the session is over when russh drops it, however that comes about.
     _end_on_drop: DropGuard,
@@ -78,6 +84,8 @@ impl Session {
             openings: HashMap::new(),
             _end_on_drop: end.clone().drop_guard(),
             end,
+            revoked: Revoked::default(),
+            over: false,
             flow,
         }
     }
@@ -89,9 +97,10 @@ impl Session {
         let admitted = if is_sha1(key.algorithm) {
             None
         } else {
-            self.sessions.admit(self.outlet.id, data, &self.end)
+            self.sessions.admit(self.outlet.id, data, &self.end, &self.revoked)
         };
-        let Some(principal) = admitted else { return Auth::reject() };
+        let Some(Admitted { principal, over }) = admitted else { return Auth::reject() };
+        self.over = over;
         let limits = self.sessions.limits();
         self.channels = Arc::new(Semaphore::new(match principal.role {
             Role::Agent => limits.channels_per_agent,
@@ -116,6 +125,15 @@ impl Session {
         else {
             return session.channel_failure(id);
         };
+        if let Err(reason) = self.may_ask(&principal, &kind) {
+            tracing::warn!(name = %principal.name, reason, "request refused");
+            if matches!(kind, RequestKind::Subsystem(_)) {
+                return session.channel_failure(id);
+            }
+            session.channel_success(id)?;
+            drop(tokio::spawn(refuse(opening, reason)));
+            return Ok(());
+        }
         let wait = self.sessions.limits().request_wait;
         let place = tokio::select! {
             place = timeout(wait, self.outlet.requests.reserve()) => place,
@@ -139,6 +157,40 @@ impl Session {
             output: opening.output,
         });
         Ok(())
+    }
+}
+
+impl Session {
+    /// Decides whether a principal may ask for anything more, or says why not.
+    fn may_ask(&self, principal: &Principal, kind: &RequestKind) -> Result<(), String> {
+        if self.over {
+            self.sessions.count_refusal();
+            return Err(format!(
+                "too many connections of {} are open: close some, and try again",
+                principal.name
+            ));
+        }
+        match kind {
+            // Agents open few, for long.
+            RequestKind::Subsystem(_) => Ok(()),
+            RequestKind::Exec(_) | RequestKind::Shell => {
+                self.sessions.take_command(principal).map_err(|per_second| {
+                    format!(
+                        "{} sends too many commands, {per_second} per second are taken: try again \
+                         in a moment, or ask for more with one command",
+                        principal.name
+                    )
+                })
+            }
+        }
+    }
+}
+
+/// Tells a client why it is refused.
+async fn refuse(opening: Opening, reason: String) {
+    let told = opening.output.write_stderr(format!("steading: {reason}\n").into()).await;
+    if told.is_err() || opening.output.exit(TRY_AGAIN).await.is_err() {
+        tracing::trace!("a client was gone before it was refused");
     }
 }
 
@@ -187,7 +239,12 @@ impl Handler for Session {
     ) -> Result<(), Self::Error> {
         let limits = self.sessions.limits();
         let place = Arc::clone(&self.channels).try_acquire_owned();
-        let (Ok(place), true) = (place, self.channels_opened < limits.channels_per_life) else {
+        let in_life = self.channels_opened < limits.channels_per_life;
+        let counted = match &self.principal {
+            Some(principal) if place.is_ok() && in_life => self.sessions.count_channel(principal),
+            Some(_) | None => None,
+        };
+        let (Ok(place), Some(counted)) = (place, counted) else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         };
@@ -198,7 +255,8 @@ impl Handler for Session {
             flow: self.flow.clone(),
             deadlines: Deadlines { read: limits.read_progress, write: limits.write_progress },
             terminal: terminal.clone(),
-            slot: (place, self.sessions.count_channel()),
+            revoked: self.revoked.clone(),
+            slot: (place, counted),
         };
         let id = channel.id();
         let (incoming, outgoing) = channel.split();

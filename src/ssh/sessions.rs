@@ -2,11 +2,18 @@
 
 use super::{
     authorize::{Principal, Role},
+    channel::Revoked,
     keys::{Keydir, KeydirProblem},
     request::SessionId,
     server::DoorLimits,
 };
-use crate::{core::time::Timestamp, telemetry::Clock};
+use crate::{
+    core::{
+        id::Name,
+        time::{Monotonic, Timestamp},
+    },
+    telemetry::Clock,
+};
 use russh::keys::ssh_key::public::KeyData;
 use std::{
     collections::HashMap,
@@ -33,6 +40,9 @@ pub struct Counters {
     pub turned_away: usize,
     /// Connections since the start.
     pub connections: usize,
+    /// Connections, channels and commands refused since the start because their principal had too
+    /// many.
+    pub refused: usize,
 }
 
 /// The live sessions and the keydir.
@@ -43,6 +53,7 @@ pub(super) struct Sessions {
     channels: AtomicUsize,
     turned_away: AtomicUsize,
     connections: AtomicUsize,
+    refused: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -52,12 +63,40 @@ struct State {
     live: HashMap<SessionId, Live>,
     unauthenticated: HashMap<IpAddr, usize>,
     unauthenticated_total: usize,
+    /// What principals use. Bounded by the keydir: forgotten with the session when it is changed.
+    usage: HashMap<(Role, Name), Usage>,
+}
+
+/// What one principal uses.
+struct Usage {
+    sessions: usize,
+    channels: usize,
+    /// How many commands may come at once, in thousandths.
+    allowance: u64,
+    /// When that was counted.
+    counted: Monotonic,
+}
+
+/// Somebody who was let in.
+pub(super) struct Admitted {
+    pub(super) principal: Arc<Principal>,
+    /// Whether they have more connections than they may, so that requests are refused.
+    pub(super) over: bool,
 }
 
 struct Live {
     key: KeyData,
     principal: Arc<Principal>,
     end: CancellationToken,
+    revoked: Revoked,
+}
+
+impl Live {
+    /// Ends the session, and with it whatever it had sent and nobody has read.
+    fn end(&self) {
+        self.revoked.set();
+        self.end.cancel();
+    }
 }
 
 impl Sessions {
@@ -69,6 +108,7 @@ impl Sessions {
             channels: AtomicUsize::new(0),
             turned_away: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            refused: AtomicUsize::new(0),
         }
     }
 
@@ -107,7 +147,8 @@ impl Sessions {
         id: SessionId,
         key: &KeyData,
         end: &CancellationToken,
-    ) -> Option<Arc<Principal>> {
+        revoked: &Revoked,
+    ) -> Option<Admitted> {
         let now = self.clock.now().wall;
         let mut state = self.state();
         let principal = state.keydir.principal_of(key, now)?;
@@ -115,21 +156,80 @@ impl Sessions {
             tracing::error!("too many sessions: nobody else is let in");
             return None;
         }
-        let live = Live { key: key.clone(), principal: Arc::clone(&principal), end: end.clone() };
+        let most = match principal.role {
+            Role::Agent => self.limits.sessions_per_agent,
+            Role::Viewer | Role::Submitter | Role::Operator | Role::Admin => {
+                self.limits.sessions_per_person
+            }
+        };
+        let usage = self.usage(&mut state, &principal);
+        if usage.sessions >= most.saturating_mul(2) {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        usage.sessions = usage.sessions.saturating_add(1);
+        let over = usage.sessions > most;
+        let live = Live {
+            key: key.clone(),
+            principal: Arc::clone(&principal),
+            end: end.clone(),
+            revoked: revoked.clone(),
+        };
         state.live.insert(id, live);
-        Some(principal)
+        Some(Admitted { principal, over })
+    }
+
+    /// Takes one command of a principal, unless there are too many. Returns how many per second
+    /// are taken then.
+    pub(super) fn take_command(&self, principal: &Principal) -> Result<(), u32> {
+        let now = self.clock.now().mono;
+        let limits = &self.limits;
+        let most = u64::from(limits.commands_at_once).saturating_mul(1_000);
+        let mut state = self.state();
+        let usage = self.usage(&mut state, principal);
+        let passed_ms = now.as_ms().saturating_sub(usage.counted.as_ms());
+        let earned = passed_ms.saturating_mul(u64::from(limits.commands_per_second));
+        usage.allowance = usage.allowance.saturating_add(earned).min(most);
+        usage.counted = now;
+        match usage.allowance.checked_sub(1_000) {
+            Some(rest) => {
+                usage.allowance = rest;
+                Ok(())
+            }
+            None => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                Err(limits.commands_per_second)
+            }
+        }
+    }
+
+    /// Counts a request that was refused because its principal has too much.
+    pub(super) fn count_refusal(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn usage<'a>(&self, state: &'a mut State, principal: &Principal) -> &'a mut Usage {
+        state.usage.entry((principal.role, principal.name.clone())).or_insert_with(|| Usage {
+            sessions: 0,
+            channels: 0,
+            allowance: u64::from(self.limits.commands_at_once).saturating_mul(1_000),
+            counted: self.clock.now().mono,
+        })
     }
 
     /// Forgets a session that has ended.
     pub(super) fn remove(&self, id: SessionId) {
-        self.state().live.remove(&id);
+        let mut state = self.state();
+        let Some(live) = state.live.remove(&id) else { return };
+        let usage = self.usage(&mut state, &live.principal);
+        usage.sessions = usage.sessions.saturating_sub(1);
     }
 
     /// Ends a session. Returns whether it was live.
     pub(super) fn cut(&self, id: SessionId) -> bool {
         match self.state().live.get(&id) {
             Some(live) => {
-                live.end.cancel();
+                live.end();
                 true
             }
             None => false,
@@ -146,6 +246,7 @@ impl Sessions {
         }
         state.keydir = Arc::new(keydir);
         state.problems = problems;
+        state.usage.retain(|_, usage| usage.sessions > 0 || usage.channels > 0);
         end_refused(&state, self.clock.now().wall);
     }
 
@@ -169,13 +270,24 @@ impl Sessions {
             channels: self.channels.load(Ordering::Relaxed),
             turned_away: self.turned_away.load(Ordering::Relaxed),
             connections: self.connections.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
         }
     }
 
-    /// Counts an open channel.
-    pub(super) fn count_channel(self: &Arc<Self>) -> CountedChannel {
+    /// Counts an open channel, unless its principal has too many.
+    pub(super) fn count_channel(
+        self: &Arc<Self>,
+        principal: &Arc<Principal>,
+    ) -> Option<CountedChannel> {
+        let mut state = self.state();
+        let usage = self.usage(&mut state, principal);
+        if usage.channels >= self.limits.channels_per_principal {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        usage.channels = usage.channels.saturating_add(1);
         self.channels.fetch_add(1, Ordering::Relaxed);
-        CountedChannel(Arc::clone(self))
+        Some(CountedChannel { sessions: Arc::clone(self), principal: Arc::clone(principal) })
     }
 
     /// A panic elsewhere never leaves the state half changed, so a poisoned lock is not an error.
@@ -192,7 +304,7 @@ fn end_refused(state: &State, now: Timestamp) {
             let principal = &live.principal;
             tracing::info!(name = %principal.name, key = %principal.fingerprint,
                 "session ended: its key is no longer listed as it was");
-            live.end.cancel();
+            live.end();
         }
     }
 }
@@ -225,11 +337,18 @@ impl Drop for Unauthenticated {
 }
 
 /// One open channel. Dropped when it ends.
-pub(super) struct CountedChannel(Arc<Sessions>);
+pub(super) struct CountedChannel {
+    sessions: Arc<Sessions>,
+    principal: Arc<Principal>,
+}
 
 impl Drop for CountedChannel {
     fn drop(&mut self) {
-        self.0.channels.fetch_sub(1, Ordering::Relaxed);
+        let mut state = self.sessions.state();
+        let usage = self.sessions.usage(&mut state, &self.principal);
+        usage.channels = usage.channels.saturating_sub(1);
+        drop(state);
+        self.sessions.channels.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
