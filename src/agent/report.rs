@@ -96,6 +96,7 @@ impl Reporter<'_> {
     async fn try_report(&mut self, outgoing: &mpsc::Sender<FromAgent>) -> Result<Gone, Gone> {
         let attempt = self.attempt;
         let mut log = LogState::Unknown;
+        let mut retry = Box::pin(sleep(Duration::ZERO));
         let mut told_started = false;
         let mut told_outcome = None;
         loop {
@@ -104,7 +105,11 @@ impl Reporter<'_> {
                 outgoing.send(FromAgent::Started { attempt }).await?;
                 told_started = true;
             }
-            log = self.send_log(outgoing, log, progress.log_bytes).await?;
+            let next = self.send_log(outgoing, log, progress.log_bytes).await?;
+            if next == LogState::Refused && log != LogState::Refused {
+                retry = Box::pin(sleep(RETRY_PAUSE));
+            }
+            log = next;
             if progress.outcome.is_some() && progress.outcome != told_outcome {
                 told_outcome.clone_from(&progress.outcome);
                 if let Some(outcome) = progress.outcome {
@@ -117,7 +122,7 @@ impl Reporter<'_> {
             }
             tokio::select! {
                 () = outgoing.closed() => return Ok(Gone),
-                () = sleep(RETRY_PAUSE), if log == LogState::Refused => log = LogState::Unknown,
+                () = &mut retry, if log == LogState::Refused => log = LogState::Unknown,
                 changed = self.progress.changed() => changed.map_err(|_| Gone)?,
             }
         }
@@ -211,5 +216,119 @@ pub(super) async fn connected(link: &mut watch::Receiver<Option<Link>>) -> Link 
     match found {
         Some(link) => link,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{core::id::BuildId, logbook, protocol::message::Allocation};
+
+    const ATTEMPT: AttemptId = AttemptId::from_bytes([1; 16]);
+
+    /// Chance that a seed repeats.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, sides: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 >> 11) % sides
+        }
+    }
+
+    /// A coordinator that loses sessions, and sometimes with them the end of what it had.
+    async fn receive(
+        dice: &mut Dice,
+        link: &watch::Sender<Option<Link>>,
+        acknowledged: &watch::Sender<Acknowledged>,
+    ) -> (Vec<u8>, u64) {
+        let mut log: Vec<u8> = Vec::new();
+        loop {
+            let (outgoing, mut messages) = mpsc::channel(4);
+            link.send_replace(Some(Link { outgoing }));
+            while let Some(message) = messages.recv().await {
+                match message {
+                    FromAgent::Log { offset, bytes, .. } => {
+                        if dice.below(4) == 0 {
+                            break;
+                        }
+                        let offset = usize::try_from(offset).unwrap();
+                        assert!(bytes.is_empty() || offset <= log.len(), "a gap");
+                        if offset + bytes.len() > log.len() {
+                            let known = log.len() - offset;
+                            log.extend_from_slice(&bytes[known..]);
+                        }
+                        let offset = log.len() as u64;
+                        acknowledged.send_modify(|said| {
+                            *said = Acknowledged { answers: said.answers + 1, offset };
+                        });
+                    }
+                    FromAgent::Finished { log_bytes, .. } => return (log, log_bytes),
+                    _ => {}
+                }
+            }
+            if dice.below(2) == 0 {
+                let kept = dice.below(log.len() as u64 + 1);
+                log.truncate(usize::try_from(kept).unwrap());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_is_whole_however_often_sessions_and_the_coordinators_copy_are_lost() {
+        for seed in 1..=40 {
+            let mut dice = Dice(seed * 0x9e37_79b9_7f4a_7c15);
+            let dir = tempfile::tempdir().unwrap();
+            let allocation = Allocation {
+                attempt: ATTEMPT,
+                build: BuildId::from_bytes([2; 16]),
+                derivation: "/nix/store/0c96x2i7vy7wb2jd0jlp1vlp1jvxijzy-x.drv".parse().unwrap(),
+                timeout_ms: None,
+                max_silent_ms: None,
+            };
+            let spool = Spool::create(dir.path(), &allocation).unwrap();
+            let (progress, seen) = watch::channel(Progress::default());
+            let (link, links) = watch::channel(None);
+            let (acknowledged, said) = watch::channel(Acknowledged::default());
+            let reporter = Reporter {
+                attempt: ATTEMPT,
+                spool: &spool,
+                progress: seen,
+                link: links,
+                acknowledged: said,
+                told: watch::Sender::new(false),
+            };
+            let all: Vec<u8> = (0..dice.below(900_000)).map(|place| (place % 251) as u8).collect();
+            let mut writer =
+                logbook::Writer::open(spool.dir().to_owned(), super::super::spool::LOG_LIMITS)
+                    .unwrap();
+            let pieces = dice.below(8) + 1;
+            let mut growth = Dice(seed + 77);
+            let grow = async {
+                for piece in 0..=pieces {
+                    let end = all.len() * usize::try_from(piece).unwrap()
+                        / usize::try_from(pieces).unwrap();
+                    writer.append(0, &all[..end]).unwrap();
+                    let log_bytes = end as u64;
+                    progress.send_replace(Progress { started: true, log_bytes, outcome: None });
+                    for _ in 0..growth.below(20) {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                let log_bytes = all.len() as u64;
+                let outcome = Some(Outcome::Built);
+                progress.send_replace(Progress { started: true, log_bytes, outcome });
+                std::future::pending::<()>().await;
+            };
+            let (log, log_bytes) = tokio::select! {
+                received = receive(&mut dice, &link, &acknowledged) => received,
+                () = reporter.run() => unreachable!("it never returns"),
+                () = grow => unreachable!("it never returns"),
+            };
+            assert_eq!(log_bytes, all.len() as u64, "seed {seed}");
+            assert!(log == all, "seed {seed}: {} of {} bytes", log.len(), all.len());
+        }
     }
 }

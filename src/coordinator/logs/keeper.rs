@@ -109,9 +109,10 @@ impl Keeper {
         })?;
         self.bytes = total;
         let Some(last) = self.last_to_go(&minutes) else { return Ok(()) };
-        // First the note: nobody may miss a log that no note explains.
+        // First the note: nobody may miss a log that no note explains. Where there is no room even
+        // for that, removing makes some.
         let until = last.saturating_add(1).saturating_mul(60_000).saturating_sub(1);
-        self.note(until)?;
+        let noted = self.note(until);
         let (mut removed, mut bytes_removed) = (0u64, 0u64);
         for_each_sealed(&self.dir, |path, minute, bytes| {
             if minute <= last {
@@ -122,6 +123,7 @@ impl Keeper {
             Ok(())
         })?;
         self.bytes = self.bytes.saturating_sub(bytes_removed);
+        noted.or_else(|_| self.note(until))?;
         tracing::info!(removed, bytes = bytes_removed, "old logs removed");
         Ok(())
     }
@@ -150,11 +152,10 @@ impl Keeper {
 
     fn note(&self, until: i64) -> io::Result<()> {
         let until = until.max(self.removed_until.load(Ordering::Relaxed));
+        self.removed_until.store(until, Ordering::Relaxed);
         let draft = self.dir.join(format!("{REMOVED}.draft"));
         fs::write(&draft, format!("{until}\n"))?;
-        fs::rename(&draft, self.dir.join(REMOVED))?;
-        self.removed_until.store(until, Ordering::Relaxed);
-        Ok(())
+        fs::rename(&draft, self.dir.join(REMOVED))
     }
 }
 
