@@ -10,6 +10,7 @@
 //! | `log-cap` | bytes | 67108864 | how much of one attempt's log is kept: half its beginning, half its end |
 //! | `log-keep-days` | days | 365 | for how long logs are kept |
 //! | `log-keep-bytes` | bytes | 53687091200 | how much disk all compressed logs may take; the oldest go first |
+//! | `min-free` | bytes | 5368709120, or a twentieth of a smaller disk | how much of the state directory's disk stays free; below, nothing new is taken |
 //! | `signing-key-name` | text | host name and `-1` | the name of a signing key made at first start |
 //! | `publish."STORE DIR"` | `complete`, `external-references-allowed` | `complete` | when a path becomes visible |
 //!
@@ -43,6 +44,8 @@ pub struct Config {
     pub log_keep_days: u32,
     /// How much disk all compressed logs may take, in bytes.
     pub log_keep_bytes: u64,
+    /// How many bytes of the state directory's filesystem stay free.
+    pub min_free: Option<u64>,
     /// The name of a signing key made at first start.
     pub signing_key_name: Option<String>,
     /// When a path becomes visible, by store directory.
@@ -60,6 +63,7 @@ impl Default for Config {
             log_cap: 64 << 20,
             log_keep_days: 365,
             log_keep_bytes: 50 << 30,
+            min_free: None,
             signing_key_name: None,
             publish: BTreeMap::new(),
         }
@@ -147,7 +151,7 @@ mod tests {
         let config = parse(
             "listen = '127.0.0.1:0'\nstrategy = 'derivation-ordered'\npriority-step = 1\n\
              lease = 60\nquarantine-after = 3\nlog-cap = 65536\nlog-keep-days = 7\n\
-             log-keep-bytes = 1\nsigning-key-name = 'farm-2'\n\
+             log-keep-bytes = 1\nmin-free = 9\nsigning-key-name = 'farm-2'\n\
              [publish]\n'/nix/store' = 'external-references-allowed'\n",
         )
         .unwrap();
@@ -156,6 +160,7 @@ mod tests {
         assert_eq!(config.settings().quarantine_after, 3);
         let logs = (config.log_cap, config.log_keep_days, config.log_keep_bytes);
         assert_eq!(logs, (65_536, 7, 1));
+        assert_eq!(config.min_free, Some(9));
         assert_eq!(
             config.publish.get(&StoreDir::nix()),
             Some(&PublishPolicy::ExternalReferencesAllowed)

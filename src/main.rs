@@ -17,9 +17,12 @@ use steading::{
     config::{Config, Presence},
     coordinator::start,
     demo,
-    telemetry::Clock,
+    telemetry::{self, Clock},
 };
 use tokio_util::sync::CancellationToken;
+
+/// The exit status of what may succeed when it is tried again (`EX_TEMPFAIL` in sysexits.h).
+const TRY_AGAIN: u8 = 75;
 
 fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1);
@@ -70,10 +73,19 @@ fn coordinator(arguments: &CoordinatorArguments) -> anyhow::Result<ExitCode> {
                 .await
                 .context("the coordinator cannot start")?;
         announce(&arguments.state, &started)?;
-        started.serve(cancel, commands::run).await.context(
-            "the coordinator stopped because memory and database parted; start it again",
-        )?;
-        Ok(ExitCode::SUCCESS)
+        match started.serve(cancel, commands::run).await {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            Err(error) => {
+                let advice = if error.is_disk_full() {
+                    "the disk of the state directory is full: make room and start it again, it \
+                     goes on where it was"
+                } else {
+                    "the coordinator stopped because it could not note something: start it again"
+                };
+                print_error(&format!("steading: {advice}: {}\n", telemetry::chain(&error)));
+                Ok(ExitCode::from(TRY_AGAIN))
+            }
+        }
     })
 }
 

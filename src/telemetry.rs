@@ -3,8 +3,33 @@
 use crate::core::time::{Monotonic, Now, Timestamp};
 use std::{
     error::Error,
+    sync::{
+        Once,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
+
+/// How often a thread or task of this process has panicked.
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// Counts panics from now on, whoever catches them; they are reported as before. Once is enough.
+pub fn count_panics() {
+    static COUNTING: Once = Once::new();
+    COUNTING.call_once(|| {
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            PANICS.fetch_add(1, Ordering::Relaxed);
+            report(panic);
+        }));
+    });
+}
+
+/// Returns how often this process has panicked since [`count_panics`].
+#[must_use]
+pub fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
+}
 
 /// The two clocks of this process. The only place that asks the operating system for the time.
 #[derive(Debug, Clone, Copy)]
@@ -56,4 +81,18 @@ pub fn printable(bytes: &[u8]) -> String {
         text.push('…');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_counted_and_costs_its_own_task_only() {
+        count_panics();
+        let before = panics();
+        let ended = tokio::spawn(async { panic!("as a test of what catches it") }).await;
+        assert!(ended.unwrap_err().is_panic());
+        assert!(panics() > before);
+    }
 }

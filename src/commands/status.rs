@@ -12,6 +12,7 @@ use super::{
     version::VERSION,
 };
 use crate::{
+    coordinator::pressure::Process,
     core::{
         agent::SuspensionKind,
         build::ShownState,
@@ -67,7 +68,11 @@ struct Object {
     connections: usize,
     /// Connections that were turned away, since the start.
     turned_away: usize,
+    /// What was refused because one principal had too much, since the start.
+    refused: usize,
     keydir_problems: Vec<String>,
+    /// What the process holds, for whoever looks for leaks.
+    process: Option<Process>,
     next: String,
 }
 
@@ -99,6 +104,10 @@ impl Act for Status {
         object.agents_registered = registered.len();
         object.not_taking = not_taking(&asking::agents(coordinator).await?);
         object.keydir_problems = problems.iter().map(ToString::to_string).collect();
+        object.process = Process::of(coordinator)
+            .await
+            .inspect_err(|error| tracing::warn!(%error, "the process is not counted"))
+            .ok();
         object.next = next(&object);
         if invocation.output.format() == Format::Json {
             invocation.output.json(&object).await?;
@@ -147,7 +156,9 @@ fn object(counts: &Counts, holdings: Holdings, door: Counters) -> Object {
         unauthenticated: door.unauthenticated,
         connections: door.connections,
         turned_away: door.turned_away,
+        refused: door.refused,
         keydir_problems: Vec::new(),
+        process: None,
         next: String::new(),
     }
 }

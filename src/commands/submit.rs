@@ -93,6 +93,9 @@ struct Object {
 impl Act for Submit {
     async fn run(self, invocation: &mut Invocation) -> Result<Exit, CommandError> {
         let named = self.named()?;
+        if let Some(reason) = invocation.coordinator.pressure.reason() {
+            return Err(CommandError::TryAgain(format!("nothing was submitted: {reason}")));
+        }
         let wishes =
             Wishes { priority: self.priority, tags: self.tags.clone(), key: self.key.clone() };
         let settings =

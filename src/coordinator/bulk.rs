@@ -134,6 +134,7 @@ async fn exchanges(
 ) -> Result<(), BulkEnd> {
     while let Some(message) = channel.next().await? {
         channel.turn = Turn::Inside;
+        let _counted = coordinator.activity.transfer();
         match message {
             BulkFromAgent::Prepare { attempt } => {
                 prepare(coordinator, agent, channel, attempt).await?;
@@ -142,6 +143,11 @@ async fn exchanges(
                 fetch(coordinator, channel, path, offset).await?;
             }
             BulkFromAgent::Offer { attempt, outputs } => {
+                if let Some(reason) = coordinator.pressure.reason() {
+                    channel.refuse(RefusalCode::TryLater, reason).await?;
+                    channel.turn = Turn::Between;
+                    continue;
+                }
                 upload::receive(coordinator, agent, channel, attempt, outputs).await?;
             }
             BulkFromAgent::Data { .. } | BulkFromAgent::End { .. } => {

@@ -71,6 +71,7 @@ pub enum SessionEnd {
 pub async fn serve(coordinator: Coordinator, request: Request) {
     let session = SessionId(NEXT_SESSION.fetch_add(1, Ordering::Relaxed));
     let agent = request.principal.name.clone();
+    let _counted = coordinator.activity.agent_session();
     let result = run(&coordinator, request, session).await;
     if let Err(end) = result {
         tracing::info!(%agent, reason = telemetry::chain(&end), "agent session ended");

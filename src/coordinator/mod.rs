@@ -3,7 +3,8 @@
 //!
 //! What this room owns: the engine's thread ([`engine_thread`]), the logs of attempts ([`logs`]),
 //! the control and bulk sessions of agents ([`control`], [`bulk`]), the intake of submissions
-//! ([`submission`]) and the publishing thread ([`publishing`]). What it never does: decide anything
+//! ([`submission`]), the publishing thread ([`publishing`]) and the watch over the disk
+//! ([`pressure`]). What it never does: decide anything
 //! about builds (that is `core`), or speak to people (that is `commands`). It is started by
 //! [`start::start`].
 
@@ -12,6 +13,7 @@ pub mod control;
 pub mod engine_thread;
 pub mod inputs;
 pub mod logs;
+pub mod pressure;
 pub mod publishing;
 pub mod readers;
 pub mod start;
@@ -29,6 +31,7 @@ use crate::{
 };
 use engine_thread::EngineHandle;
 use logs::Logs;
+use pressure::{Activity, Pressure};
 use readers::Readers;
 use std::path::PathBuf;
 use tokio::sync::broadcast;
@@ -44,6 +47,10 @@ pub struct Coordinator {
     pub depot: Depot,
     /// The logs.
     pub logs: Logs,
+    /// How full the disk is.
+    pub pressure: Pressure,
+    /// What goes on.
+    pub activity: Activity,
     /// Where builds come to rest: final, or blocked.
     pub rested: broadcast::Sender<(BuildId, ShownState)>,
     /// Where agents are given builds.

@@ -5,6 +5,7 @@ use super::{
     Coordinator, bulk, control,
     engine_thread::{self, Outlets},
     logs::{LOG_CAP_MIN, LogRules, Logs},
+    pressure::{self, Activity, Pressure},
     publishing,
     readers::Readers,
 };
@@ -15,7 +16,7 @@ use crate::{
     protocol::{BULK_SUBSYSTEM, CONTROL_SUBSYSTEM},
     ssh::{self, Door, DoorConfig, DoorError, DoorLimits, Request, RequestKind, Role},
     store::{Store, StoreError},
-    telemetry::Clock,
+    telemetry::{self, Clock},
 };
 use fs_err as fs;
 use rustix::fs::{FlockOperation, flock};
@@ -101,16 +102,20 @@ pub async fn start(
     let unusable = |source| StartError::StateDir { path: state_dir.to_owned(), source };
     make_dirs(state_dir).map_err(unusable)?;
     let lock = lock(state_dir)?;
+    telemetry::count_panics();
+    pressure::room_to_start(state_dir, &cancel).await.map_err(unusable)?;
+    let pressure = Pressure::new(state_dir, config.min_free, clock);
     let database = state_dir.join("steading.db");
     let store = Store::open(&database)?;
     let depot = open_depot(state_dir, config)?;
     let (publish, publishing) = publishing::queue();
     let (rested, _) = broadcast::channel(RESTED_MAX);
     let (allocated, _) = broadcast::channel(ALLOCATED_MAX);
-    let saved = store.load()?;
+    let saved = store.load().map_err(|error| store.named(error))?;
     let live = live_attempts(&saved);
-    let logs =
-        Logs::start(&state_dir.join("logs"), log_rules(config), clock, &live).map_err(unusable)?;
+    let log_dir = state_dir.join("logs");
+    let logs = Logs::start(&log_dir, log_rules(config), clock, &live, pressure.clone())
+        .map_err(unusable)?;
     let outlets = Outlets {
         logs: logs.clone(),
         publish,
@@ -120,6 +125,7 @@ pub async fn start(
     sweep(&depot, &live)?;
     let (engine, engine_end) =
         engine_thread::spawn(store, saved, config.settings(), clock, outlets)?;
+    drop(tokio::spawn(pressure.clone().watch(engine.clone(), cancel.clone())));
     let readers = Readers::new(database);
     let publisher = Publisher::new(depot.clone(), config.publish.clone());
     publishing.start(publisher, readers.open()?, engine.clone(), clock);
@@ -140,6 +146,8 @@ pub async fn start(
         readers,
         depot,
         logs,
+        pressure,
+        activity: Activity::default(),
         rested,
         allocated,
         clock,

@@ -13,6 +13,7 @@ mod scribe;
 #[cfg(test)]
 mod tests;
 
+use super::pressure::Pressure;
 use crate::{
     core::{id::AttemptId, time::Timestamp},
     logbook::{self, Limits, View},
@@ -23,7 +24,7 @@ use fs_err as fs;
 use keeper::Keeper;
 use scribe::{Message, Scribe};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::{
@@ -81,7 +82,7 @@ pub struct Reading(Option<View>);
 
 impl Logs {
     /// Starts the threads that write and keep. Logs that an earlier process left unsealed, of
-    /// attempts that are not `live`, are sealed.
+    /// attempts that are not `live`, are sealed. A write that finds no room is told to `pressure`.
     ///
     /// # Errors
     /// When the directory cannot be read.
@@ -93,6 +94,7 @@ impl Logs {
         rules: LogRules,
         clock: Clock,
         live: &BTreeSet<AttemptId>,
+        pressure: Pressure,
     ) -> io::Result<Self> {
         fs::create_dir_all(dir.join("live"))?;
         let (messages, receiver) = mpsc::channel(PIECES_MAX);
@@ -116,7 +118,15 @@ impl Logs {
             }
         }
         let limits = Limits::within(rules.cap);
-        let scribe = Scribe::new(dir.to_owned(), limits, ended, over, closing);
+        let scribe = Scribe {
+            dir: dir.to_owned(),
+            limits,
+            open: BTreeMap::new(),
+            ended,
+            over,
+            closing,
+            pressure,
+        };
         for (name, run) in [
             ("logs", Box::new(move || scribe.run(receiver)) as Box<dyn FnOnce() + Send>),
             ("log-keeper", Box::new(move || keeper.run(&for_keeper))),

@@ -2,6 +2,7 @@
 
 use super::{Extent, live_dir, sealed_path};
 use crate::{
+    coordinator::pressure::Pressure,
     core::id::AttemptId,
     logbook::{self, Limits, Writer},
     telemetry,
@@ -38,18 +39,19 @@ pub(super) fn release(closing: &Closing, attempt: AttemptId) {
 
 /// The thread that writes.
 pub(super) struct Scribe {
-    dir: PathBuf,
-    limits: Limits,
-    open: BTreeMap<AttemptId, Log>,
+    pub(super) dir: PathBuf,
+    pub(super) limits: Limits,
+    pub(super) open: BTreeMap<AttemptId, Log>,
     /// Attempts that are over.
-    ended: std::sync::mpsc::Receiver<AttemptId>,
+    pub(super) ended: std::sync::mpsc::Receiver<AttemptId>,
     /// Takes what is to be sealed.
-    over: std::sync::mpsc::Sender<AttemptId>,
-    closing: Closing,
+    pub(super) over: std::sync::mpsc::Sender<AttemptId>,
+    pub(super) closing: Closing,
+    pub(super) pressure: Pressure,
 }
 
 /// One log that may grow.
-struct Log {
+pub(super) struct Log {
     /// Absent until the first piece, and while the directory cannot be read.
     writer: Option<Writer>,
     /// Whether a piece could not be written, so that those behind it would leave a gap.
@@ -58,16 +60,6 @@ struct Log {
 }
 
 impl Scribe {
-    pub(super) const fn new(
-        dir: PathBuf,
-        limits: Limits,
-        ended: std::sync::mpsc::Receiver<AttemptId>,
-        over: std::sync::mpsc::Sender<AttemptId>,
-        closing: Closing,
-    ) -> Self {
-        Self { dir, limits, open: BTreeMap::new(), ended, over, closing }
-    }
-
     pub(super) fn run(mut self, mut messages: mpsc::Receiver<Message>) {
         while let Some(message) = messages.blocking_recv() {
             // Whoever sent a message may have gone; its answer is then lost.
@@ -97,7 +89,7 @@ impl Scribe {
             return *length;
         }
         drop(closing);
-        let (dir, limits) = (self.dir.clone(), self.limits);
+        let (dir, limits, pressure) = (self.dir.clone(), self.limits, self.pressure.clone());
         let log = self.log(attempt);
         if bytes.is_empty() {
             log.broken = false;
@@ -108,10 +100,11 @@ impl Scribe {
         let written = log.writer(&dir, attempt, limits).and_then(|writer| {
             if bytes.is_empty() { Ok(()) } else { writer.append(offset, bytes) }
         });
-        if let Err(error) = written {
-            let error = telemetry::chain(&error);
+        if let Err(failure) = written {
+            let error = telemetry::chain(&failure);
             tracing::warn!(%attempt, error, "a log cannot be written: its agent tries again");
             log.broken = true;
+            pressure.note(&failure);
         }
         let length = log.length();
         log.extent.send_if_modified(|extent| {

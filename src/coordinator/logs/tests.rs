@@ -13,7 +13,8 @@ fn attempt(number: u8) -> AttemptId {
 }
 
 fn start(dir: &Path, rules: LogRules, live: &[AttemptId]) -> Logs {
-    Logs::start(dir, rules, Clock::start(), &live.iter().copied().collect()).unwrap()
+    let pressure = Pressure::new(dir, Some(0), Clock::start());
+    Logs::start(dir, rules, Clock::start(), &live.iter().copied().collect(), pressure).unwrap()
 }
 
 async fn text(logs: &Logs, attempt: AttemptId) -> Vec<u8> {
