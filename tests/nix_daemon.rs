@@ -9,7 +9,7 @@ mod wait;
 use private_nix::PrivateNix;
 use std::{collections::BTreeSet, io::Write as _, time::Duration};
 use steading::{
-    builders::{self, BuildOrder, Builder, BuilderError, BuilderKind},
+    builders::{self, BuildOrder, Builder, BuilderError, BuilderKind, Substituters},
     core::{
         hash::Sha256,
         outcome::{BuildFailure, Outcome, SetupFailure},
@@ -230,7 +230,7 @@ fn a_nar_is_taken_in_and_built_with() {
     let mut builder = connect(&nix);
     wait::until("the daemon lets go of the output", || builder.remove(&made.outputs).is_ok());
 
-    builder.substitute(&made.outputs).unwrap();
+    builder.substitute(&made.outputs, &Substituters::default()).unwrap();
     assert!(builder.valid(&made.outputs).unwrap().is_empty());
     let mut wrong = info.clone();
     wrong.nar_hash = Sha256::of(b"something else");

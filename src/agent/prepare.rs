@@ -8,7 +8,7 @@ use super::{
     pack, spool,
 };
 use crate::{
-    builders::{self, Builder, BuilderError, BuilderKind},
+    builders::{self, Builder, BuilderError, BuilderKind, Substituters},
     core::{outcome::SetupFailure, path_info::PathInfo, store_path::StorePath},
     protocol::{
         bulk::{BulkFromAgent, BulkToAgent, RefusalCode},
@@ -189,7 +189,7 @@ fn look(
     if absent.is_empty() {
         return Ok((builder, valid));
     }
-    builder.substitute(&absent).map_err(failed)?;
+    builder.substitute(&absent, &Substituters::default()).map_err(failed)?;
     let valid = builder.valid(paths).map_err(failed)?;
     let missing: Vec<StorePath> = absent.into_iter().filter(|path| !valid.contains(path)).collect();
     if missing.is_empty() {

@@ -57,7 +57,7 @@ pub trait Builder: Send {
     ///
     /// # Errors
     /// The connection is lost.
-    fn substitute(&mut self, paths: &[StorePath]) -> Result<(), BuilderError>;
+    fn substitute(&mut self, paths: &[StorePath], from: &Substituters) -> Result<(), BuilderError>;
 
     /// Takes in a path whose references are valid already; reads `info.nar_bytes` from `nar`.
     ///
@@ -87,7 +87,17 @@ pub trait Builder: Send {
     /// it.
     fn remove(&mut self, paths: &[StorePath]) -> Result<(), BuilderError>;
 
-    /// Keeps `paths` from garbage collection for as long as this value lives.
+    /// Removes paths that nothing needs until about so many bytes are free that were not, and
+    /// returns how many were freed. Takes minutes in a large store.
+    ///
+    /// What was rooted ([`Builder::root`]) or built by a builder that still lives stays.
+    ///
+    /// # Errors
+    /// The connection is lost, or the store could not be searched.
+    fn collect(&mut self, bytes: u64) -> Result<u64, BuilderError>;
+
+    /// Keeps `paths` and all they refer to from garbage collection for as long as this value lives,
+    /// also those that become valid later.
     ///
     /// # Errors
     /// The connection is lost.
@@ -121,6 +131,15 @@ pub struct BuildOrder<'a> {
     pub max_silent: Option<Duration>,
     /// How many processors it should use, as `NIX_BUILD_CORES` tells it.
     pub cores: u32,
+}
+
+/// Where a daemon fetches what it does not have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Substituters {
+    /// The substituters for derivations; the daemon's own when absent, none when empty.
+    pub derivations: Option<Vec<String>>,
+    /// The substituters for all other paths; the daemon's own when absent, none when empty.
+    pub others: Option<Vec<String>>,
 }
 
 /// Which builder to open.

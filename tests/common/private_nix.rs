@@ -16,10 +16,14 @@ use std::{
 use steading::core::{derivation::Derivation, store_path::StorePath};
 use tempfile::TempDir;
 
-/// Mounts the machine's root into `$1` and runs the rest of the arguments there.
+/// Mounts the machine's root into `$1` and runs the rest of the arguments there. Its root really
+/// changes, because processes that were confined with `chroot` may make no user namespaces, which
+/// the daemon's sandboxes are.
 const ENTER: &str = r#"
 set -eu
 root=$1; shift
+mount --rbind "$root" "$root"
+cd "$root"
 for entry in /*; do
     if [ "$entry" = /nix ]; then
         continue
@@ -30,7 +34,11 @@ for entry in /*; do
         mount --rbind "$entry" "$root$entry"
     fi
 done
-exec chroot "$root" "$@"
+mkdir -p .machine
+pivot_root . .machine
+umount --lazy /.machine
+cd /
+exec "$@"
 "#;
 
 /// No sandbox, because the processes are in a namespace already, and nothing from elsewhere.
@@ -50,6 +58,11 @@ pub(crate) struct PrivateNix {
 impl PrivateNix {
     /// Starts a daemon, or says why there can be none here.
     pub(crate) fn start() -> Result<Self, String> {
+        Self::start_with("")
+    }
+
+    /// Starts a daemon with more lines in its configuration.
+    pub(crate) fn start_with(more: &str) -> Result<Self, String> {
         let installed = Command::new("nix-daemon").arg("--version").stdout(Stdio::null()).status();
         if !installed.is_ok_and(|status| status.success()) {
             return Err("nix-daemon is not installed".to_owned());
@@ -59,7 +72,7 @@ impl PrivateNix {
         let settings = root.path().join("nix/etc");
         fs_err::create_dir_all(&settings).unwrap();
         fs_err::create_dir_all(root.path().join("nix/tmp")).unwrap();
-        fs_err::write(settings.join("nix.conf"), CONFIGURATION).unwrap();
+        fs_err::write(settings.join("nix.conf"), format!("{CONFIGURATION}{more}")).unwrap();
         let possible = enter(root.path(), "true").output().unwrap();
         if !possible.status.success() {
             let reason = possible.stderr.escape_ascii();

@@ -2,8 +2,8 @@
 //!
 //! The store has a *logical* directory, which its paths and the builds name, and a *physical* one,
 //! where the files are; they may be the same. Beside it, a state directory holds one record per
-//! valid path ([`records`]). Nothing is ever collected here: whoever sets up such a machine gives
-//! it a store that can be thrown away.
+//! valid path ([`records`]) and what is in use ([`roots`]). Nothing is removed from the store until
+//! somebody asks for room ([`collect`]).
 //!
 //! A build runs in namespaces of its own where the kernel grants them, and behind landlock where
 //! the kernel has that ([`sandbox`]). That keeps builds from the network, from each other's
@@ -15,13 +15,15 @@
 //! Several processes may use one place at a time: a path is locked while it is moved into place,
 //! and an output while it is built.
 
+mod collect;
 mod outputs;
 mod records;
+mod roots;
 mod run;
 pub mod sandbox;
 mod workplace;
 
-use super::{BuildOrder, Builder, BuilderError, tree};
+use super::{BuildOrder, Builder, BuilderError, Substituters, tree};
 use crate::core::{
     hash::{Sha256, Sha256Hasher},
     outcome::{BuildFailure, Outcome, SetupFailure},
@@ -30,6 +32,7 @@ use crate::core::{
 };
 use crate::formats::nar::NarLimits;
 use records::Records;
+use roots::Roots;
 use run::Ending;
 use std::{
     collections::BTreeSet,
@@ -68,6 +71,7 @@ impl Place {
 pub struct Direct {
     place: Place,
     records: Records,
+    roots: Roots,
 }
 
 impl Direct {
@@ -78,8 +82,9 @@ impl Direct {
     pub fn open(place: Place) -> Result<Self, BuilderError> {
         fs_err::create_dir_all(&place.physical_dir)?;
         let records = Records::open(&place.state_dir)?;
+        let roots = Roots::open(&place.state_dir)?;
         workplace::open(&place)?;
-        Ok(Self { place, records })
+        Ok(Self { place, records, roots })
     }
 
     /// Returns where the files of a path are.
@@ -186,12 +191,16 @@ impl Builder for Direct {
     }
 
     /// There is nothing to substitute from: everything comes from the coordinator.
-    fn substitute(&mut self, paths: &[StorePath]) -> Result<(), BuilderError> {
+    fn substitute(
+        &mut self,
+        paths: &[StorePath],
+        _from: &Substituters,
+    ) -> Result<(), BuilderError> {
         self.check(paths)
     }
 
     fn import(&mut self, info: &PathInfo, nar: &mut dyn Read) -> Result<(), BuilderError> {
-        self.check(std::slice::from_ref(&info.path))?;
+        self.root(std::slice::from_ref(&info.path))?;
         let staged = format!(".import-{:016x}", random()?);
         let staging = self.place.physical_dir.join(&staged);
         let mut nar = HashingReader::new(nar.take(info.nar_bytes));
@@ -230,21 +239,32 @@ impl Builder for Direct {
         if valid.is_empty() {
             return Ok(());
         }
+        let present = |path, reason| Err(BuilderError::OutputsPresent { path, reason });
+        let held = self.roots.hold()?;
         if let Some((path, referrer)) = self.records.find_referrer(&valid)? {
-            let reason = format!("{referrer} refers to it");
-            return Err(BuilderError::OutputsPresent { path, reason });
+            return present(path, format!("{referrer} refers to it"));
         }
-        for path in &valid {
-            let _lock = self.records.lock(path)?;
-            self.records.remove(path)?;
-            outputs::remove_tree(&self.physical(path))?;
+        if let Some(path) = self.used_by_others(&valid, &held)? {
+            return present(path, "another attempt on this machine uses it".to_owned());
+        }
+        for path in valid {
+            let Some(_lock) = self.records.try_lock(&path)? else {
+                return present(path, "another attempt on this machine makes it".to_owned());
+            };
+            self.records.remove(&path)?;
+            outputs::remove_tree(&self.physical(&path))?;
         }
         Ok(())
     }
 
-    /// Nothing is ever collected, so every path is kept as it is.
+    fn collect(&mut self, bytes: u64) -> Result<u64, BuilderError> {
+        self.make_room(bytes)
+    }
+
     fn root(&mut self, paths: &[StorePath]) -> Result<(), BuilderError> {
-        self.check(paths)
+        self.check(paths)?;
+        self.roots.add(paths)?;
+        Ok(self.records.note_use(paths)?)
     }
 
     fn build(
@@ -257,6 +277,9 @@ impl Builder for Direct {
         if let Some(reason) = workplace::unsupported(order.derivation) {
             return Ok(Outcome::SetupFailed(SetupFailure::Refused(reason)));
         }
+        let outputs = order.derivation.outputs.iter().map(|output| output.path.clone());
+        let used: Vec<_> = order.input_paths.iter().cloned().chain(outputs).collect();
+        self.root(&used)?;
         let valid = self.valid(order.input_paths)?;
         let missing: Vec<_> =
             order.input_paths.iter().filter(|path| !valid.contains(*path)).cloned().collect();

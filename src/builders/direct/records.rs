@@ -6,10 +6,11 @@
 
 use super::BuilderError;
 use crate::core::{path_info::PathInfo, store_path::StorePath};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, utimensat};
 use std::{
     collections::BTreeSet,
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -24,6 +25,22 @@ pub(super) struct Records {
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: fs_err::File,
+}
+
+impl Lock {
+    /// Returns the lock that this open file has.
+    pub(super) const fn of(file: fs_err::File) -> Self {
+        Self { _file: file }
+    }
+}
+
+/// A valid path and when it was used last.
+#[derive(Debug)]
+pub(super) struct Used {
+    /// The path.
+    pub(super) info: PathInfo,
+    /// When it was taken in, built or rooted last, in seconds since the epoch.
+    pub(super) at: i64,
 }
 
 impl Records {
@@ -65,18 +82,51 @@ impl Records {
         &self,
         paths: &BTreeSet<StorePath>,
     ) -> Result<Option<(StorePath, StorePath)>, BuilderError> {
-        for entry in fs_err::read_dir(&self.valid)? {
-            let file = entry?.path();
-            if file.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            let Some(info) = read_file(file)? else { continue };
+        for Used { info, .. } in self.all()? {
             let referred = info.references.iter().find(|path| paths.contains(*path));
             if let (Some(path), false) = (referred, paths.contains(&info.path)) {
                 return Ok(Some((path.clone(), info.path)));
             }
         }
         Ok(None)
+    }
+
+    /// Returns all valid paths.
+    pub(super) fn all(&self) -> Result<Vec<Used>, BuilderError> {
+        let mut all = Vec::new();
+        for entry in fs_err::read_dir(&self.valid)? {
+            let entry = entry?;
+            let file = entry.path();
+            if file.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            // One that was just removed is none any more.
+            let Ok(facts) = entry.metadata() else { continue };
+            if let Some(info) = read_file(file)? {
+                all.push(Used { info, at: facts.mtime() });
+            }
+        }
+        Ok(all)
+    }
+
+    /// Notes that paths are used now. Paths that are not valid have nothing to note it at.
+    pub(super) fn note_use(&self, paths: &[StorePath]) -> io::Result<()> {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        paths.iter().try_for_each(|path| self.set_time(path, now))
+    }
+
+    /// Notes that a path was used then, in seconds since the epoch.
+    #[cfg(test)]
+    pub(super) fn set_used(&self, path: &StorePath, at: i64) -> io::Result<()> {
+        self.set_time(path, Timespec { tv_sec: at, tv_nsec: 0 })
+    }
+
+    fn set_time(&self, path: &StorePath, time: Timespec) -> io::Result<()> {
+        let times = Timestamps { last_access: time, last_modification: time };
+        match utimensat(CWD, self.file(path), &times, AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits until nobody else moves or builds this path: as long as that takes, at most the time

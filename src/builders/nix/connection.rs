@@ -53,7 +53,7 @@ const RESULT_POST_BUILD_LOG_LINE: u64 = 107;
 
 /// Whether the daemon trusts this process's user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Trust {
+pub enum Trust {
     /// The daemon is too old to tell.
     Unknown,
     /// It does: nars need no signatures.
@@ -134,6 +134,8 @@ pub(super) fn later(moment: Monotonic, duration: Duration) -> Monotonic {
 pub(super) struct Connection {
     pub(super) wire: Wire<Line>,
     pub(super) trust: Trust,
+    /// What the daemon says of its version; nothing where it is too old to say it.
+    pub(super) version: Option<String>,
 }
 
 impl Connection {
@@ -157,15 +159,13 @@ impl Connection {
         wire.put_u64(0)?; // no processor affinity, obsolete
         wire.put_u64(0)?; // no space to reserve, obsolete
         wire.flush()?;
-        if minor >= 33 {
-            wire.text(WORD_BYTES_MAX)?; // the daemon's version, for people
-        }
+        let version = if minor >= 33 { Some(plain(&wire.text(WORD_BYTES_MAX)?)) } else { None };
         let trust = match if minor >= 35 { wire.u64()? } else { 0 } {
             1 => Trust::Trusted,
             2 => Trust::Untrusted,
             _ => Trust::Unknown,
         };
-        let mut connection = Self { wire, trust };
+        let mut connection = Self { wire, trust, version };
         connection.answer(&mut |_| {})?;
         Ok(connection)
     }

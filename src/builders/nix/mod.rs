@@ -6,9 +6,10 @@
 mod connection;
 mod result;
 
+pub use connection::Trust;
 pub(crate) use result::says_disk_full;
 
-use super::{BuildOrder, Builder, BuilderError, wire::WireError};
+use super::{BuildOrder, Builder, BuilderError, Substituters, wire::WireError};
 use crate::{
     core::{
         hash::Sha256,
@@ -19,8 +20,7 @@ use crate::{
     telemetry::{self, Clock},
 };
 use connection::{
-    ANSWER_MAX, Connection, PATHS_MAX, Patience, TEXT_BYTES_MAX, Trust, WORD_BYTES_MAX, later,
-    plain,
+    ANSWER_MAX, Connection, PATHS_MAX, Patience, TEXT_BYTES_MAX, WORD_BYTES_MAX, later, plain,
 };
 use std::{
     collections::BTreeSet,
@@ -37,6 +37,10 @@ const LOG_DELAY_MAX: Duration = Duration::from_millis(500);
 const GRACE: Duration = Duration::from_mins(1);
 /// The most references, signatures or built outputs of one path.
 const ITEMS_MAX: u64 = 100_000;
+
+/// How long a daemon may say nothing while it collects garbage: finding out what is alive in a
+/// store of terabytes on a slow disk takes an hour.
+const COLLECTION_MAX: Duration = Duration::from_hours(4);
 
 /// Where a Nix daemon listens unless it was told otherwise.
 const SOCKET: &str = "/nix/var/nix/daemon-socket/socket";
@@ -63,6 +67,7 @@ pub fn socket_path() -> PathBuf {
 /// A connection to a Nix daemon.
 #[derive(Debug)]
 pub struct Nix {
+    socket: PathBuf,
     store_dir: StoreDir,
     clock: Clock,
     /// Absent once an error left it in the middle of a message.
@@ -71,18 +76,25 @@ pub struct Nix {
 
 /// Whether the daemon may fetch instead of build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Substitution {
-    On,
+enum Substitution<'a> {
+    /// From these, or where the daemon is configured to.
+    On(Option<&'a [String]>),
     Off,
 }
 
 /// The settings that differ between requests.
 #[derive(Debug, Clone, Copy)]
-struct Options {
-    substitution: Substitution,
+struct Options<'a> {
+    substitution: Substitution<'a>,
     timeout: Option<Duration>,
     max_silent: Option<Duration>,
     cores: u32,
+}
+
+impl Options<'_> {
+    /// No limits, and nothing fetched.
+    const NONE: Self =
+        Self { substitution: Substitution::Off, timeout: None, max_silent: None, cores: 0 };
 }
 
 impl Nix {
@@ -93,7 +105,51 @@ impl Nix {
     pub fn connect(socket: &Path, store_dir: StoreDir) -> Result<Self, BuilderError> {
         let clock = Clock::start();
         let connection = Connection::open(socket, clock)?;
-        Ok(Self { store_dir, clock, connection: Some(connection) })
+        Ok(Self { socket: socket.to_owned(), store_dir, clock, connection: Some(connection) })
+    }
+
+    /// Returns what the daemon says of its version, for people.
+    #[must_use]
+    pub fn version(&self) -> Option<&str> {
+        self.connection.as_ref()?.version.as_deref()
+    }
+
+    /// Returns whether the daemon trusts this process's user.
+    #[must_use]
+    pub fn trust(&self) -> Trust {
+        self.connection.as_ref().map_or(Trust::Unknown, |connection| connection.trust)
+    }
+
+    /// Takes in a path only if the daemon believes one of its signatures, whoever brings it.
+    ///
+    /// # Errors
+    /// As [`Builder::import`]; [`BuilderError::Daemon`] when it believes none.
+    pub fn import_signed(
+        &mut self,
+        info: &PathInfo,
+        nar: &mut dyn Read,
+    ) -> Result<(), BuilderError> {
+        self.import_checking(Signatures::Checked, info, nar)
+    }
+
+    /// Takes in a path.
+    fn import_checking(
+        &mut self,
+        signatures: Signatures,
+        info: &PathInfo,
+        nar: &mut dyn Read,
+    ) -> Result<(), BuilderError> {
+        self.check(std::slice::from_ref(&info.path))?;
+        self.with(|connection| {
+            put_info(connection, signatures, info)?;
+            connection.wire.put_framed(info.nar_bytes, nar).map_err(|error| match error {
+                WireError::Source(source) => {
+                    BuilderError::Stream { path: info.path.clone(), source }
+                }
+                error => error.into(),
+            })?;
+            connection.answer(&mut |_| {})
+        })
     }
 
     /// Lets `request` use the connection, and keeps it only when it is whole afterwards.
@@ -122,6 +178,35 @@ impl Nix {
         }
     }
 
+    /// Lets the daemon fetch paths of one kind, over a connection of its own: a daemon looks at its
+    /// list of substituters once in a connection (`getDefaultSubstituters`).
+    fn substitute_from(
+        &self,
+        paths: &[StorePath],
+        substituters: Option<&[String]>,
+    ) -> Result<(), BuilderError> {
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let mut connection = Connection::open(&self.socket, self.clock)?;
+        let options = Options { substitution: Substitution::On(substituters), ..Options::NONE };
+        let mut request = || {
+            set_options(&mut connection, options)?;
+            connection.wire.put_u64(op::BUILD_PATHS)?;
+            // A path that is no derivation is made valid by substitution alone.
+            put_paths(&mut connection, paths)?;
+            connection.wire.put_u64(0)?; // build mode: normal
+            connection.answer(&mut |_| {})?;
+            connection.wire.u64()?;
+            Ok(())
+        };
+        match request() {
+            // Some could not be had; the others are there.
+            Err(BuilderError::Daemon(_)) => Ok(()),
+            result => result,
+        }
+    }
+
     /// Asks the daemon to build; errors are left for [`Builder::build`] to judge.
     fn ask_to_build(
         &mut self,
@@ -130,10 +215,10 @@ impl Nix {
     ) -> Result<Outcome, BuilderError> {
         let clock = self.clock;
         let options = Options {
-            substitution: Substitution::Off,
             timeout: order.timeout,
             max_silent: order.max_silent,
             cores: order.cores,
+            ..Options::NONE
         };
         let with_grace = |limit: Duration| limit.saturating_add(GRACE);
         let patience = Patience {
@@ -185,39 +270,21 @@ impl Builder for Nix {
         })
     }
 
-    fn substitute(&mut self, paths: &[StorePath]) -> Result<(), BuilderError> {
+    fn substitute(&mut self, paths: &[StorePath], from: &Substituters) -> Result<(), BuilderError> {
         self.check(paths)?;
-        let options =
-            Options { substitution: Substitution::On, timeout: None, max_silent: None, cores: 0 };
-        let result = self.with(|connection| {
-            set_options(connection, options)?;
-            connection.wire.put_u64(op::BUILD_PATHS)?;
-            // A path that is no derivation is made valid by substitution alone.
-            put_paths(connection, paths)?;
-            connection.wire.put_u64(0)?; // build mode: normal
-            connection.answer(&mut |_| {})?;
-            connection.wire.u64()?;
-            Ok(())
-        });
-        match result {
-            // Some could not be had; the others are there.
-            Err(BuilderError::Daemon(_)) => Ok(()),
-            result => result,
-        }
+        let (derivations, others): (Vec<_>, Vec<_>) =
+            paths.iter().cloned().partition(StorePath::is_derivation);
+        self.substitute_from(&derivations, from.derivations.as_deref())?;
+        self.substitute_from(&others, from.others.as_deref())
     }
 
     fn import(&mut self, info: &PathInfo, nar: &mut dyn Read) -> Result<(), BuilderError> {
-        self.check(std::slice::from_ref(&info.path))?;
-        self.with(|connection| {
-            put_info(connection, info)?;
-            connection.wire.put_framed(info.nar_bytes, nar).map_err(|error| match error {
-                WireError::Source(source) => {
-                    BuilderError::Stream { path: info.path.clone(), source }
-                }
-                error => error.into(),
-            })?;
-            connection.answer(&mut |_| {})
-        })
+        // The coordinator has verified it, and where the daemon trusts us, that is enough.
+        let signatures = match self.trust() {
+            Trust::Untrusted => Signatures::Checked,
+            Trust::Trusted | Trust::Unknown => Signatures::Ignored,
+        };
+        self.import_checking(signatures, info, nar)
     }
 
     fn path_info(&mut self, path: &StorePath) -> Result<Option<PathInfo>, BuilderError> {
@@ -249,29 +316,29 @@ impl Builder for Nix {
 
     fn remove(&mut self, paths: &[StorePath]) -> Result<(), BuilderError> {
         for path in self.valid(paths)? {
+            let these = std::slice::from_ref(&path);
             let result = self.with(|connection| {
-                connection.wire.put_u64(op::COLLECT_GARBAGE)?;
-                connection.wire.put_u64(3)?; // action: delete these
-                put_paths(connection, std::slice::from_ref(&path))?;
-                connection.wire.put_u64(0)?; // do not ignore that it is alive
-                connection.wire.put_u64(u64::MAX)?; // the most bytes to free
-                for _ in 0..3 {
-                    connection.wire.put_u64(0)?; // obsolete
-                }
-                connection.answer(&mut |_| {})?;
-                connection.wire.list(PATHS_MAX, WORD_BYTES_MAX)?;
-                connection.wire.u64()?; // bytes freed
-                connection.wire.u64()?; // obsolete
-                Ok(())
+                put_collection(connection, GcAction::DeleteThese, these, u64::MAX)
             });
             match result {
                 Err(BuilderError::Daemon(reason)) => {
                     return Err(BuilderError::OutputsPresent { path, reason });
                 }
-                result => result?,
+                result => drop(result?),
             }
         }
         Ok(())
+    }
+
+    fn collect(&mut self, bytes: u64) -> Result<u64, BuilderError> {
+        self.with(|connection| {
+            connection.wire.stream().patience =
+                Patience { deadline: None, silence: Some(COLLECTION_MAX) };
+            let freed = put_collection(connection, GcAction::DeleteDead, &[], bytes)?;
+            connection.wire.stream().patience =
+                Patience { deadline: None, silence: Some(ANSWER_MAX) };
+            Ok(freed)
+        })
     }
 
     fn root(&mut self, paths: &[StorePath]) -> Result<(), BuilderError> {
@@ -324,8 +391,42 @@ impl Builder for Nix {
     }
 }
 
+/// What a request to collect garbage is for (`GCOptions::GCAction`).
+#[derive(Debug, Clone, Copy)]
+enum GcAction {
+    /// Delete what nothing needs.
+    DeleteDead,
+    /// Delete the named paths, and fail where something needs one.
+    DeleteThese,
+}
+
+/// Asks the daemon to delete paths, and returns how many bytes that freed.
+fn put_collection(
+    connection: &mut Connection,
+    action: GcAction,
+    paths: &[StorePath],
+    bytes_max: u64,
+) -> Result<u64, BuilderError> {
+    connection.wire.put_u64(op::COLLECT_GARBAGE)?;
+    connection.wire.put_u64(match action {
+        GcAction::DeleteDead => 2,
+        GcAction::DeleteThese => 3,
+    })?;
+    put_paths(connection, paths)?;
+    connection.wire.put_u64(0)?; // do not ignore that something is alive
+    connection.wire.put_u64(bytes_max)?;
+    for _ in 0..3 {
+        connection.wire.put_u64(0)?; // obsolete
+    }
+    connection.answer(&mut |_| {})?;
+    connection.wire.list(PATHS_MAX, WORD_BYTES_MAX)?; // what was deleted
+    let freed = connection.wire.u64()?;
+    connection.wire.u64()?; // obsolete
+    Ok(freed)
+}
+
 /// Sets what the daemon may do for the next request.
-fn set_options(connection: &mut Connection, options: Options) -> Result<(), BuilderError> {
+fn set_options(connection: &mut Connection, options: Options<'_>) -> Result<(), BuilderError> {
     let seconds = |limit: Option<Duration>| limit.map_or(0, whole_seconds);
     let wire = &mut connection.wire;
     wire.put_u64(op::SET_OPTIONS)?;
@@ -340,12 +441,19 @@ fn set_options(connection: &mut Connection, options: Options) -> Result<(), Buil
     wire.put_u64(0)?; // obsolete
     wire.put_u64(0)?; // obsolete
     wire.put_u64(u64::from(options.cores))?;
-    wire.put_u64(u64::from(options.substitution == Substitution::On))?;
+    wire.put_u64(u64::from(options.substitution != Substitution::Off))?;
     // Untrusted clients may set these too: the time limit, and that no other machine builds.
-    let timeout = seconds(options.timeout).to_string();
-    wire.put_u64(2)?;
-    for word in ["timeout", &timeout, "builders", ""] {
-        wire.put_bytes(word.as_bytes())?;
+    let mut settings =
+        vec![("timeout", seconds(options.timeout).to_string()), ("builders", String::new())];
+    if let Substitution::On(Some(urls)) = options.substitution {
+        // Those that an untrusted client names are used only if the daemon's `trusted-substituters`
+        // list them, too.
+        settings.push(("substituters", urls.join(" ")));
+    }
+    wire.put_u64(u64::try_from(settings.len()).unwrap_or(u64::MAX))?;
+    for (name, value) in settings {
+        wire.put_bytes(name.as_bytes())?;
+        wire.put_bytes(value.as_bytes())?;
     }
     connection.answer(&mut |_| {})
 }
@@ -397,9 +505,19 @@ fn build_result(connection: &mut Connection) -> Result<(u64, String), BuilderErr
     Ok((status, text))
 }
 
+/// Whether the daemon looks at the signatures of what it takes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Signatures {
+    Checked,
+    Ignored,
+}
+
 /// Writes the request to take in a nar.
-fn put_info(connection: &mut Connection, info: &PathInfo) -> Result<(), BuilderError> {
-    let trusted = connection.trust != Trust::Untrusted;
+fn put_info(
+    connection: &mut Connection,
+    signatures: Signatures,
+    info: &PathInfo,
+) -> Result<(), BuilderError> {
     let wire = &mut connection.wire;
     wire.put_u64(op::ADD_TO_STORE_NAR)?;
     wire.put_bytes(info.path.to_string().as_bytes())?;
@@ -413,8 +531,7 @@ fn put_info(connection: &mut Connection, info: &PathInfo) -> Result<(), BuilderE
     wire.put_list(info.signatures.iter())?;
     wire.put_bytes(info.content_address.as_deref().unwrap_or_default().as_bytes())?;
     wire.put_u64(0)?; // no repair
-    // The daemon ignores it where it does not trust us, and looks for a signature then.
-    wire.put_u64(u64::from(trusted))?;
+    wire.put_u64(u64::from(signatures == Signatures::Ignored))?;
     Ok(())
 }
 
