@@ -11,7 +11,7 @@ use bytes::Bytes;
 use closure::{Drv, drv, export, file_nar, source, stream};
 use farm::{Farm, answer};
 use serde_json::Value;
-use std::process::Stdio;
+use std::{collections::BTreeMap, process::Stdio};
 use steading::{
     config::Config,
     coordinator::engine_thread::ORDERS_MAX,
@@ -72,10 +72,12 @@ impl Agent {
             emulated_systems: Vec::new(),
             features: Vec::new(),
             slots: 1,
+            tags: BTreeMap::new(),
         };
         let instance = InstanceId::from_bytes([7; 16]);
         let name = "amber".parse().unwrap();
-        let join = Input::Join { session, name, instance, abilities, held: Vec::new() };
+        let join =
+            Input::Join { session, name, instance, abilities, held: Vec::new(), capacity: None };
         engine.tell(join).await.unwrap();
         let mut agent = Self { session, orders };
         assert!(matches!(agent.order().await, Order::Welcome { .. }));

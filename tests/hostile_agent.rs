@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "all of it is a test; a failure names its place")]
 
 use bytes::Bytes;
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 use steading::{
     commands,
     config::Config,
@@ -153,8 +153,10 @@ fn hello() -> Hello {
             emulated_systems: Vec::new(),
             features: Vec::new(),
             slots: 1,
+            tags: BTreeMap::new(),
         },
         held: Vec::new(),
+        capacity: None,
     }
 }
 

@@ -12,7 +12,10 @@ mod messages;
 
 use diagnostic::Diagnostic;
 use messages::Message;
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 use steading::{
     core::{id::AttemptId, store_path::StoreDir},
     protocol::{
@@ -208,8 +211,10 @@ fn an_older_agents_hello_without_optional_fields_is_read() {
             emulated_systems: vec![],
             features: vec![],
             slots: 1,
+            tags: BTreeMap::new(),
         },
         held: vec![],
+        capacity: None,
     };
     assert_eq!(read, FromAgent::Hello(expected));
 }

@@ -40,7 +40,7 @@ use crate::{
 use attempts::Attempts;
 use backoff::Backoff;
 use session::Ended;
-use std::{io, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -92,6 +92,7 @@ impl AgentConfig {
             emulated_systems: self.emulated_systems.clone(),
             features: self.features.clone(),
             slots: self.slots,
+            tags: BTreeMap::new(),
         }
     }
 }

@@ -163,6 +163,7 @@ async fn ask(exchange: &mut Exchange, allocation: &Allocation) -> Result<Asked, 
             BulkToAgent::Nar { .. }
             | BulkToAgent::Data { .. }
             | BulkToAgent::Plan { .. }
+            | BulkToAgent::Probe { .. }
             | BulkToAgent::Committed { .. } => {
                 return Err(BulkError::OutOfTurn("an answer to ‘prepare’ was expected").into());
             }

@@ -166,6 +166,7 @@ impl Session<'_> {
             wall_ms: now.wall.as_ms(),
             capabilities: attempts.capabilities(),
             held: attempts.held(),
+            capacity: None,
         };
         self.send(&FromAgent::Hello(hello)).await?;
         loop {

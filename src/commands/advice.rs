@@ -109,6 +109,7 @@ mod tests {
         store_path::StoreDir,
         time::Timestamp,
     };
+    use std::collections::BTreeMap;
 
     fn class(features: &[&str]) -> Class {
         Class {
@@ -126,6 +127,7 @@ mod tests {
             emulated_systems: Vec::new(),
             features: Vec::new(),
             slots: 1,
+            tags: BTreeMap::new(),
         };
         AgentView {
             name: name.parse().unwrap(),

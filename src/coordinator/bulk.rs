@@ -4,7 +4,7 @@ use super::{
     Coordinator,
     engine_thread::EngineGone,
     inputs::{InputsError, inputs_of},
-    upload,
+    probe, upload,
 };
 use crate::{
     core::{
@@ -149,6 +149,9 @@ async fn exchanges(
                     continue;
                 }
                 upload::receive(coordinator, agent, channel, attempt, outputs).await?;
+            }
+            BulkFromAgent::Probe { store_dir } => {
+                probe::answer(coordinator, channel, store_dir).await?;
             }
             BulkFromAgent::Data { .. } | BulkFromAgent::End { .. } => {
                 return Err(BulkEnd::OutOfTurn);

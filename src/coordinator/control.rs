@@ -3,13 +3,13 @@
 use super::{Coordinator, engine_thread::ORDERS_MAX};
 use crate::{
     core::{
-        agent::{Abilities, SessionId},
+        agent::{Abilities, Capacity, SessionId},
         engine::{Input, Order},
         id::AttemptId,
     },
     protocol::{
         frame::FrameError,
-        handshake::{HELD_MAX, Hello, agree},
+        handshake::{HELD_MAX, Hello, TAGS_MAX, agree},
         message::{Allocation, CAPACITY_REASON_BYTES_MAX, FromAgent, ToAgent, Welcome},
         session::{CoordinatorEnd, Due},
     },
@@ -206,7 +206,10 @@ impl Life<'_> {
         if skew > SKEW_MS_MAX {
             tracing::warn!(agent = %self.principal.name, skew_ms = skew, "the agent's clock is off");
         }
-        let abilities = abilities(&hello, self.principal.systems.as_deref());
+        if hello.capabilities.tags.len() > TAGS_MAX {
+            return self.refuse(format!("more than {TAGS_MAX} tags")).await;
+        }
+        let abilities = abilities(&hello, self.principal);
         let (orders, receiver) = mpsc::channel(ORDERS_MAX);
         self.coordinator.engine.attach(self.session, orders).await?;
         self.coordinator
@@ -217,6 +220,7 @@ impl Life<'_> {
                 instance: hello.instance,
                 abilities,
                 held: hello.held.iter().map(|held| held.attempt).collect(),
+                capacity: hello.capacity.map(limited),
             })
             .await?;
         Ok(receiver)
@@ -237,7 +241,7 @@ impl Life<'_> {
                 self.coordinator.engine.tell(Input::Started { session, attempt }).await?;
             }
             FromAgent::Capacity { slots, reason } => {
-                let reason = reason.map(|words| cut(words, CAPACITY_REASON_BYTES_MAX));
+                let Capacity { slots, reason } = limited(Capacity { slots, reason });
                 let capacity = Input::Capacity { session, slots, reason };
                 self.coordinator.engine.tell(capacity).await?;
             }
@@ -313,6 +317,12 @@ impl Life<'_> {
     }
 }
 
+/// Returns the capacity with no longer a reason than the protocol allows.
+fn limited(capacity: Capacity) -> Capacity {
+    let reason = capacity.reason.map(|words| cut(words, CAPACITY_REASON_BYTES_MAX));
+    Capacity { reason, ..capacity }
+}
+
 /// Returns the text with at most so many bytes.
 fn cut(mut text: String, bytes_max: usize) -> String {
     text.truncate(text.floor_char_boundary(bytes_max));
@@ -320,8 +330,10 @@ fn cut(mut text: String, bytes_max: usize) -> String {
 }
 
 /// What an agent says of itself, cut down to what its key allows.
-fn abilities(hello: &Hello, ceiling: Option<&[String]>) -> Abilities {
-    let claimed = &hello.capabilities;
+fn abilities(hello: &Hello, principal: &Principal) -> Abilities {
+    let (claimed, ceiling) = (&hello.capabilities, principal.systems.as_deref());
+    let mut tags = claimed.tags.clone();
+    tags.extend(principal.tags.iter().cloned());
     let allowed = |systems: &[String]| -> Vec<String> {
         let within = |system: &&String| ceiling.is_none_or(|ceiling| ceiling.contains(system));
         systems.iter().filter(within).cloned().collect()
@@ -333,5 +345,6 @@ fn abilities(hello: &Hello, ceiling: Option<&[String]>) -> Abilities {
         emulated_systems: allowed(&claimed.emulated_systems),
         features: claimed.features.clone(),
         slots: claimed.slots,
+        tags,
     }
 }

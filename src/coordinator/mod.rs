@@ -14,6 +14,7 @@ pub mod engine_thread;
 pub mod inputs;
 pub mod logs;
 pub mod pressure;
+mod probe;
 pub mod publishing;
 pub mod readers;
 pub mod start;

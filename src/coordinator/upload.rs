@@ -300,7 +300,8 @@ async fn receive_one(
             Some(
                 BulkFromAgent::Prepare { .. }
                 | BulkFromAgent::Fetch { .. }
-                | BulkFromAgent::Offer { .. },
+                | BulkFromAgent::Offer { .. }
+                | BulkFromAgent::Probe { .. },
             ) => return Err(BulkEnd::OutOfTurn),
             None => return Err(BulkEnd::Lost),
         }

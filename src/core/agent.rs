@@ -8,7 +8,7 @@ use super::{
     store_path::StoreDir,
     time::{Monotonic, Timestamp},
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One control session of an agent; counts up, never used twice in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,14 +29,18 @@ pub struct Abilities {
     pub features: Vec<String>,
     /// How many builds it runs at a time.
     pub slots: u32,
+    /// What its operators say of it: of one name, what its key says before what it says itself.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
 }
 
 /// How many builds an agent wants to run at a time just now. Said anew in each session.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Capacity {
     /// How many; never more than the slots of its abilities.
     pub slots: u32,
     /// Why they are fewer than its slots, in the agent's words.
+    #[serde(default)]
     pub reason: Option<String>,
 }
 

@@ -21,7 +21,7 @@ pub use input::{
 pub use restore::{OpenBuild, Saved, SavedAgent, Snapshot, SnapshotAgent, SnapshotBuild};
 
 use super::{
-    agent::Agent,
+    agent::{Agent, Capacity},
     arena::{Arena, Ix},
     build::{BuildEvent, BuildState, Lease, next_state},
     change::{Change, Limits, Origin},
@@ -178,8 +178,11 @@ impl Engine {
             Input::Submit { token, submission } => self.submit(turn, token, &submission),
             Input::Cancel { token, builds, by } => self.cancel(turn, token, &builds, &by),
             Input::Record { token, changes } => self.record(turn, token, changes),
-            Input::Join { session, name, instance, abilities, held } => {
+            Input::Join { session, name, instance, abilities, held, capacity } => {
                 self.join(turn, session, &name, instance, abilities, &held);
+                if let Some(Capacity { slots, reason }) = capacity {
+                    self.note_capacity(session, slots, reason);
+                }
             }
             Input::Leave { session } => self.leave(turn, session),
             Input::Capacity { session, slots, reason } => {

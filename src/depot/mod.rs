@@ -87,6 +87,13 @@ impl Depot {
         self.0.key.public().to_text()
     }
 
+    /// Returns the facts with the signature of the path's dialect, where there is one.
+    #[must_use]
+    pub fn signed(&self, mut info: PathInfo) -> PathInfo {
+        self.sign(&mut info);
+        info
+    }
+
     /// Waits until everything that was moved into the depot and the published trees is on the
     /// disk. Call it before the rows are committed that speak of it.
     ///

@@ -4,7 +4,12 @@
 //! answers with one or more messages. Bytes travel in `bin` chunks between an explicit begin and
 //! an explicit end with length and hash, because a dead connection looks like a clean end.
 
-use crate::core::{hash::Sha256, id::AttemptId, path_info::PathInfo, store_path::StorePath};
+use crate::core::{
+    hash::Sha256,
+    id::AttemptId,
+    path_info::PathInfo,
+    store_path::{StoreDir, StorePath},
+};
 use bytes::Bytes;
 
 /// The longest chunk of bytes in one message.
@@ -53,6 +58,12 @@ pub enum BulkFromAgent {
         /// agreed offset.
         file_hash: Sha256,
     },
+    /// Asks for something signed, to see whether the machine's daemon believes it. Answered by
+    /// `probe`.
+    Probe {
+        /// The store that the signed path is to be in.
+        store_dir: StoreDir,
+    },
 }
 
 /// What the coordinator says on a bulk channel.
@@ -92,6 +103,17 @@ pub enum BulkToAgent {
     Plan {
         /// One answer per offered output.
         outputs: Vec<OutputPlan>,
+    },
+    /// A path that exists nowhere yet, signed as published paths are.
+    Probe {
+        /// The coordinator's wall clock, in milliseconds since the epoch.
+        wall_ms: i64,
+        /// Its public signing key, as `trusted-public-keys` has it.
+        signing_key: String,
+        /// The path, without references; without signatures where this store's are not made.
+        info: PathInfo,
+        /// The uncompressed nar of the path, a small file.
+        nar: Bytes,
     },
     /// All outputs are verified and durable together.
     Committed {

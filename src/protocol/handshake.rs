@@ -1,10 +1,12 @@
 //! The first exchange: which protocol both ends speak, who the agent is and what it still holds.
 
 use crate::core::{
+    agent::Capacity,
     id::{AttemptId, InstanceId},
     outcome::Outcome,
     store_path::StoreDir,
 };
+use std::collections::BTreeMap;
 
 /// The oldest protocol this program speaks.
 pub const PROTOCOL_MIN: u16 = 1;
@@ -12,6 +14,8 @@ pub const PROTOCOL_MIN: u16 = 1;
 pub const PROTOCOL_MAX: u16 = 1;
 /// How many attempts an agent may claim to hold.
 pub const HELD_MAX: usize = 4_096;
+/// How many tags an agent may give itself.
+pub const TAGS_MAX: usize = 64;
 
 /// The agent's first message.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -30,6 +34,10 @@ pub struct Hello {
     pub capabilities: Capabilities,
     /// The attempts it still has, in any phase up to the confirmed commit.
     pub held: Vec<Held>,
+    /// How many builds it wants to run at a time just now; all its slots when absent. Later
+    /// changes come as `capacity` messages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Capacity>,
 }
 
 /// What an agent can build.
@@ -49,6 +57,9 @@ pub struct Capabilities {
     pub features: Vec<String>,
     /// How many builds it runs at a time.
     pub slots: u32,
+    /// What its operator says of it, for choosing among agents; at most [`TAGS_MAX`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
 }
 
 /// One attempt that the agent still has.
@@ -97,8 +108,10 @@ mod tests {
                 emulated_systems: vec![],
                 features: vec![],
                 slots: 1,
+                tags: BTreeMap::new(),
             },
             held: vec![],
+            capacity: None,
         }
     }
 

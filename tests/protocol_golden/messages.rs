@@ -1,8 +1,10 @@
 //! One message of every kind, and of every kind within them.
 
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use steading::{
     core::{
+        agent::Capacity,
         hash::Sha256,
         id::{AttemptId, BuildId, InstanceId},
         outcome::{BuildFailure, Outcome, SetupFailure},
@@ -18,7 +20,7 @@ use steading::{
 };
 
 /// What the names of messages begin with: direction and kind.
-pub(crate) const KINDS: [&str; 27] = [
+pub(crate) const KINDS: [&str; 29] = [
     "from-agent hello",
     "from-agent started",
     "from-agent log",
@@ -38,12 +40,14 @@ pub(crate) const KINDS: [&str; 27] = [
     "bulk-from-agent offer",
     "bulk-from-agent data",
     "bulk-from-agent end",
+    "bulk-from-agent probe",
     "bulk-to-agent derivation",
     "bulk-to-agent inputs",
     "bulk-to-agent nar",
     "bulk-to-agent data",
     "bulk-to-agent end",
     "bulk-to-agent plan",
+    "bulk-to-agent probe",
     "bulk-to-agent committed",
     "bulk-to-agent refused",
 ];
@@ -131,6 +135,7 @@ fn kind_bulk_from_agent(message: &BulkFromAgent) -> &'static str {
         BulkFromAgent::Offer { .. } => "offer",
         BulkFromAgent::Data { .. } => "data",
         BulkFromAgent::End { .. } => "end",
+        BulkFromAgent::Probe { .. } => "probe",
     }
 }
 
@@ -142,6 +147,7 @@ fn kind_bulk_to_agent(message: &BulkToAgent) -> &'static str {
         BulkToAgent::Data { .. } => "data",
         BulkToAgent::End {} => "end",
         BulkToAgent::Plan { .. } => "plan",
+        BulkToAgent::Probe { .. } => "probe",
         BulkToAgent::Committed { .. } => "committed",
         BulkToAgent::Refused { .. } => "refused",
     }
@@ -149,7 +155,13 @@ fn kind_bulk_to_agent(message: &BulkToAgent) -> &'static str {
 
 /// Returns the messages of the golden file, in its order.
 pub(crate) fn all() -> Vec<Message> {
-    let mut all = vec![Message::Up("", hello())];
+    let mut choosy = hello();
+    choosy.capabilities.tags.insert("site".to_owned(), "lab".to_owned());
+    choosy.capacity = Some(Capacity { slots: 1, reason: Some("why".to_owned()) });
+    let mut all = vec![
+        Message::Up("", FromAgent::Hello(hello())),
+        Message::Up("choosy", FromAgent::Hello(choosy)),
+    ];
     all.push(Message::Up("", FromAgent::Started { attempt: ATTEMPT }));
     let bytes = Bytes::from_static(b"checking for gcc... yes\n");
     all.push(Message::Up("", FromAgent::Log { attempt: ATTEMPT, offset: 4_096, bytes }));
@@ -176,8 +188,8 @@ pub(crate) fn all() -> Vec<Message> {
     all
 }
 
-fn hello() -> FromAgent {
-    FromAgent::Hello(Hello {
+fn hello() -> Hello {
+    Hello {
         protocol_min: 1,
         protocol_max: 1,
         version: "0.1.0".to_owned(),
@@ -190,13 +202,15 @@ fn hello() -> FromAgent {
             emulated_systems: vec!["aarch64-linux".to_owned()],
             features: vec!["kvm".to_owned()],
             slots: 4,
+            tags: BTreeMap::new(),
         },
         held: vec![
             Held { attempt: ATTEMPT, phase: HeldPhase::Preparing },
             Held { attempt: OTHER_ATTEMPT, phase: HeldPhase::Building },
             Held { attempt: OTHER_ATTEMPT, phase: HeldPhase::Finished(Outcome::Built) },
         ],
-    })
+        capacity: None,
+    }
 }
 
 fn outcomes() -> Vec<(&'static str, Outcome)> {
@@ -269,6 +283,7 @@ fn bulk_from_agent() -> Vec<BulkFromAgent> {
         },
         BulkFromAgent::Data { bytes: Bytes::from_static(b"\x28\xb5\x2f\xfd") },
         BulkFromAgent::End { file_hash: Sha256::from_bytes([0x66; 32]) },
+        BulkFromAgent::Probe { store_dir: StoreDir::nix() },
     ]
 }
 
@@ -280,6 +295,17 @@ fn bulk_to_agent() -> Vec<BulkToAgent> {
         BulkToAgent::Data { bytes: Bytes::from_static(b"\x28\xb5\x2f\xfd") },
         BulkToAgent::End {},
         BulkToAgent::Plan { outputs: vec![OutputPlan::Held, OutputPlan::Send { offset: 32_768 }] },
+        BulkToAgent::Probe {
+            wall_ms: WALL_MS,
+            signing_key: "farm.example.org-1:c2VjcmV0".to_owned(),
+            info: PathInfo {
+                references: vec![],
+                deriver: None,
+                signatures: vec!["farm.example.org-1:c2ln".to_owned()],
+                ..info()
+            },
+            nar: Bytes::from_static(b"nix-archive-1"),
+        },
         BulkToAgent::Committed { attempt: ATTEMPT },
     ]
 }

@@ -1,7 +1,7 @@
 //! What goes into a step and what comes out besides changes.
 
 use crate::core::{
-    agent::{Abilities, SessionId},
+    agent::{Abilities, Capacity, SessionId},
     build::ShownState,
     change::{Change, Limits, NarRecord, OutputRecord, Verdict},
     graph::Facts,
@@ -55,6 +55,9 @@ pub enum Input {
         abilities: Abilities,
         /// The attempts it still has.
         held: Vec<AttemptId>,
+        /// How many builds it wants to run at a time just now; all its slots when absent. Part of
+        /// joining, because builds are allocated at the end of the same step.
+        capacity: Option<Capacity>,
     },
     /// A control session ended.
     Leave {

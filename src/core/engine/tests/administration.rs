@@ -64,6 +64,16 @@ super::stories! {
         assert_eq!(world.shown(), "a allocated, b allocated, c allocated");
     }
 
+    fn an_agent_that_joins_gets_no_more_builds_than_it_wants_from_the_start(world: &mut World) {
+        world.graph("a; b");
+        world.submit_all(&["a", "b"], Wish::ALONE);
+        world.joins_with = Some(Capacity { slots: 0, reason: Some("the disk is full".to_owned()) });
+        world.join("amber", 2);
+        assert_eq!(world.shown(), "a ready, b ready");
+        world.wants("amber", 1, "builds begin one by one");
+        assert_eq!(world.shown(), "a allocated, b ready");
+    }
+
     fn a_smaller_capacity_stops_nothing(world: &mut World) {
         world.graph("a; b");
         world.join("amber", 1);

@@ -5,7 +5,7 @@
 
 use super::disk::Disk;
 use crate::core::{
-    agent::{Abilities, SessionId},
+    agent::{Abilities, Capacity, SessionId},
     attempt::AttemptState,
     build::ShownState,
     change::{Change, DerivationRecord, Limits, NarOrigin, NarRecord, OutputRecord, Verdict},
@@ -77,6 +77,8 @@ pub(crate) struct World {
     /// Which agent opened each session, and which it has now.
     agent_of: BTreeMap<SessionId, String>,
     session_of: BTreeMap<String, SessionId>,
+    /// What the next agent that joins wants to run at a time.
+    pub(crate) joins_with: Option<Capacity>,
     derivations: BTreeMap<String, Arc<DerivationRecord>>,
     /// What stories call builds and attempts: `a`, the second build of it `a#2`; `a.1`.
     pub(crate) build_names: BTreeMap<BuildId, String>,
@@ -126,6 +128,7 @@ pub(crate) fn abilities(systems: &[&str], slots: u32) -> Abilities {
         emulated_systems: Vec::new(),
         features: Vec::new(),
         slots,
+        tags: BTreeMap::new(),
     }
 }
 
@@ -142,6 +145,7 @@ impl World {
             sessions: 0,
             agent_of: BTreeMap::new(),
             session_of: BTreeMap::new(),
+            joins_with: None,
             derivations: BTreeMap::new(),
             build_names: BTreeMap::new(),
             attempt_names: BTreeMap::new(),
@@ -280,12 +284,14 @@ impl World {
         self.sessions += 1;
         let session = SessionId(self.sessions);
         self.agent_of.insert(session, agent.to_owned());
+        let capacity = self.joins_with.take();
         let effects = self.step(vec![Input::Join {
             session,
             name: name(agent),
             instance: InstanceId::from_bytes([instance; 16]),
             abilities,
             held: held.to_vec(),
+            capacity,
         }]);
         let welcome = |effect: &Effect| matches!(effect, Effect::Tell { session: to, order: Order::Welcome { .. } } if *to == session);
         if effects.iter().any(welcome) {
