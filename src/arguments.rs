@@ -1,13 +1,19 @@
 //! The command lines of the processes.
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use std::{net::SocketAddr, path::PathBuf};
 use steading::{
-    agent::AgentConfig,
+    agent::{
+        AgentConfig,
+        settings::{BuilderChoice, Settings},
+        upkeep::Upkeep,
+    },
     builders::{BuilderKind, direct, nix},
+    config::Presence,
     core::store_path::StoreDir,
 };
+use tokio::sync::watch;
 
 /// Builds Guix and Nix derivations on many machines, over SSH.
 #[derive(Debug, Parser)]
@@ -23,7 +29,7 @@ pub(crate) enum Part {
     /// Own the queue, the database and the published nars; listen on one SSH port
     Coordinator(CoordinatorArguments),
     /// Build what the coordinator allocates, on this machine
-    Agent(AgentArguments),
+    Agent(AgentSetup),
     /// Run one attempt in its spool directory; agents start this
     #[command(hide = true)]
     Attempt {
@@ -66,111 +72,87 @@ pub(crate) struct CoordinatorArguments {
     pub(crate) config: Option<PathBuf>,
 }
 
-/// Which builder an agent uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum BuilderChoice {
-    /// The Nix daemon if it answers, else the embedded executor
-    Auto,
-    /// The Nix daemon
-    Nix,
-    /// The embedded executor, without any daemon
-    Direct,
-}
-
+/// Where an agent lives and how it is set up.
 #[derive(Debug, Args)]
-pub(crate) struct AgentArguments {
+pub(crate) struct AgentSetup {
     /// The state directory
     #[arg(long, value_name = "DIR", default_value = "/var/lib/steading-agent")]
     state: PathBuf,
-    /// The coordinator
-    #[arg(long, value_name = "HOST:PORT")]
-    coordinator: String,
-    /// The coordinator's public host key, or a file with one or two of them
-    #[arg(long, value_name = "FILE|KEY")]
-    host_key: String,
-    /// This agent's key, made on first start [default: DIR/identity]
+    /// A file with the same settings as the options [default: DIR/agent.toml, if it exists]
     #[arg(long, value_name = "FILE")]
-    identity: Option<PathBuf>,
-    /// What builds on this machine
-    #[arg(long, value_enum, default_value = "auto")]
-    builder: BuilderChoice,
-    /// The store directory [default: /nix/store for nix, DIR/store for direct]
-    #[arg(long, value_name = "DIR")]
-    store_dir: Option<StoreDir>,
-    /// Where the direct builder keeps what it shows to builds as the store directory
-    #[arg(long, value_name = "DIR")]
-    physical_store_dir: Option<PathBuf>,
-    /// A directory that builds of the direct builder may read and write beside their own,
-    /// repeatable
-    #[arg(long = "sandbox-path", value_name = "DIR")]
-    sandbox_paths: Vec<PathBuf>,
-    /// A system this machine builds for, repeatable [default: its own]
-    #[arg(long = "system", value_name = "SYSTEM")]
-    systems: Vec<String>,
-    /// A system this machine builds for by emulation, repeatable
-    #[arg(long = "emulated-system", value_name = "SYSTEM")]
-    emulated_systems: Vec<String>,
-    /// A feature that builds may require, repeatable
-    #[arg(long = "feature", value_name = "FEATURE")]
-    features: Vec<String>,
-    /// How many builds run at a time
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    max_parallel_builds: u32,
-    /// How many builds upload at a time
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=3))]
-    max_parallel_uploads: u32,
-    /// How many processors one build should use; 0 leaves it to the builder
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    cores: u32,
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    options: Settings,
 }
 
-impl AgentArguments {
-    /// Returns what the agent is started with.
-    pub(crate) fn config(&self) -> anyhow::Result<AgentConfig> {
-        let systems = if self.systems.is_empty() {
+impl AgentSetup {
+    /// Returns the settings: the options, and the file's where there is no option.
+    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+        self.options.check()?;
+        let file = match &self.config {
+            Some(path) => Settings::read(path, Presence::Required),
+            None => Settings::read(&self.state.join("agent.toml"), Presence::Optional),
+        };
+        Ok(self.options.clone().or(file?))
+    }
+
+    /// Returns what an agent is started with.
+    pub(crate) fn config(
+        &self,
+        settings: Settings,
+        upkeep: watch::Receiver<Upkeep>,
+    ) -> anyhow::Result<AgentConfig> {
+        let (tags, substituters) = (settings.tags(), settings.substituters());
+        let builder = self.builder_kind(&settings)?;
+        let systems = if settings.systems.is_empty() {
             vec![format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)]
         } else {
-            self.systems.clone()
+            settings.systems
         };
+        let missing = |what| format!("--{what} is needed, as an option or in agent.toml");
+        let host_key = settings.host_key.with_context(|| missing("host-key"))?;
         Ok(AgentConfig {
             state_dir: self.state.clone(),
-            coordinator: self.coordinator.clone(),
-            host_keys: host_keys(&self.host_key)?,
-            identity: self.identity.clone().unwrap_or_else(|| self.state.join("identity")),
+            coordinator: settings.coordinator.with_context(|| missing("coordinator"))?,
+            host_keys: host_keys(&host_key)?,
+            identity: settings.identity.unwrap_or_else(|| self.state.join("identity")),
             program: AgentConfig::THIS_PROGRAM.into(),
-            builder: self.builder_kind()?,
+            builder,
             systems,
-            emulated_systems: self.emulated_systems.clone(),
-            features: self.features.clone(),
-            slots: self.max_parallel_builds,
-            uploads: self.max_parallel_uploads,
-            cores: self.cores,
+            emulated_systems: settings.emulated_systems,
+            features: settings.features,
+            slots: settings.max_parallel_builds.unwrap_or(1),
+            uploads: settings.max_parallel_uploads.unwrap_or(1),
+            cores: settings.cores.unwrap_or(0),
+            tags,
+            substituters,
+            upkeep,
         })
     }
 
-    fn builder_kind(&self) -> anyhow::Result<BuilderKind> {
+    fn builder_kind(&self, settings: &Settings) -> anyhow::Result<BuilderKind> {
         let socket = nix::socket_path();
         let answers = || std::os::unix::net::UnixStream::connect(&socket).is_ok();
-        let choice = match self.builder {
+        let choice = match settings.builder.unwrap_or(BuilderChoice::Auto) {
             BuilderChoice::Auto if answers() => BuilderChoice::Nix,
             BuilderChoice::Auto => BuilderChoice::Direct,
             chosen => chosen,
         };
         if choice == BuilderChoice::Nix {
-            if self.physical_store_dir.is_some() {
+            if settings.physical_store_dir.is_some() {
                 bail!("--physical-store-dir goes with --builder direct only");
             }
-            if !self.sandbox_paths.is_empty() {
+            if !settings.sandbox_paths.is_empty() {
                 bail!(
                     "--sandbox-path goes with --builder direct only; for nix set \
                      extra-sandbox-paths in nix.conf"
                 );
             }
-            let store_dir = self.store_dir.clone().unwrap_or_else(StoreDir::nix);
+            let store_dir = settings.store_dir.clone().unwrap_or_else(StoreDir::nix);
             return Ok(BuilderKind::Nix { socket, store_dir });
         }
         let own = self.state.join("store");
-        let store_dir = match &self.store_dir {
+        let store_dir = match &settings.store_dir {
             Some(dir) => dir.clone(),
             None => own
                 .to_str()
@@ -178,14 +160,14 @@ impl AgentArguments {
                 .parse()
                 .context("the state directory's name cannot be a store's; name a --store-dir")?,
         };
-        let physical_dir = match &self.physical_store_dir {
+        let physical_dir = match &settings.physical_store_dir {
             Some(dir) => dir.clone(),
             None => PathBuf::from(store_dir.as_str()),
         };
         Ok(BuilderKind::Direct(direct::Place {
             store_dir,
             physical_dir,
-            shared: self.sandbox_paths.clone(),
+            shared: settings.sandbox_paths.clone(),
             state_dir: self.state.join("direct"),
             program: direct::Place::THIS_PROGRAM.into(),
         }))

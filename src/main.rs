@@ -2,8 +2,8 @@
 
 mod arguments;
 
-use anyhow::Context as _;
-use arguments::{AgentArguments, Arguments, CoordinatorArguments, Part};
+use anyhow::{Context as _, bail};
+use arguments::{AgentSetup, Arguments, CoordinatorArguments, Part};
 use clap::Parser as _;
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -18,6 +18,10 @@ use steading::{
     coordinator::start,
     demo,
     telemetry::{self, Clock},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -44,7 +48,7 @@ fn main() -> ExitCode {
 fn run(part: Part) -> anyhow::Result<ExitCode> {
     match part {
         Part::Coordinator(arguments) => coordinator(&arguments),
-        Part::Agent(arguments) => run_agent(&arguments),
+        Part::Agent(setup) => run_agent(&setup),
         Part::Attempt { spool } => Ok(agent::attempt::main(&spool)),
         Part::Demo { keep } => {
             start_telemetry("steading=warn");
@@ -104,20 +108,38 @@ fn announce(state: &Path, started: &start::Started) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run_agent(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
+fn run_agent(setup: &AgentSetup) -> anyhow::Result<ExitCode> {
     start_telemetry("steading=info");
-    let config = arguments.config()?;
+    let settings = setup.settings().context("the agent's settings cannot be used")?;
+    let (upkeep, changes) = watch::channel(settings.upkeep());
+    let config = setup.config(settings, changes)?;
     let runtime = tokio::runtime::Runtime::new().context("threads cannot be started")?;
     runtime.block_on(async {
         let cancel = stop_on_signal()?;
-        agent::run(config, Clock::start(), cancel).await.context("the agent cannot run")?;
+        let mut hangup = signal(SignalKind::hangup()).context("signals cannot be received")?;
+        let rereading = async {
+            while hangup.recv().await.is_some() {
+                match setup.settings() {
+                    Ok(settings) => drop(upkeep.send_replace(settings.upkeep())),
+                    Err(error) => {
+                        let error = format!("{error:#}");
+                        tracing::error!(error, "settings not read again: the old ones hold");
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            ended = agent::run(config, Clock::start(), cancel) => {
+                ended.context("the agent cannot run")?;
+            }
+            () = rereading => bail!("signals are not received any more"),
+        }
         Ok(ExitCode::SUCCESS)
     })
 }
 
 /// Returns a token that is canceled by the signals that ask a process to stop.
 fn stop_on_signal() -> anyhow::Result<CancellationToken> {
-    use tokio::signal::unix::{SignalKind, signal};
     let cancel = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("signals cannot be received")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("signals cannot be received")?;

@@ -8,8 +8,11 @@ use std::{
     collections::BTreeMap, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration,
 };
 use steading::{
-    agent::{self, AgentConfig, AgentError},
-    builders::{BuilderKind, direct::Place},
+    agent::{
+        self, AgentConfig, AgentError,
+        upkeep::{Collection, Upkeep, gates::Limits},
+    },
+    builders::{BuilderKind, Substituters, direct::Place},
     core::{
         hash::Sha256,
         id::{AttemptId, BuildId},
@@ -30,7 +33,11 @@ use steading::{
     },
     telemetry::Clock,
 };
-use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 /// How long anything here may take; far more than it does.
@@ -160,6 +167,9 @@ impl World {
             slots: 1,
             uploads: 1,
             cores: 1,
+            tags: BTreeMap::new(),
+            substituters: Substituters::default(),
+            upkeep: Upkeep::default().fixed(),
         }
     }
 
@@ -501,5 +511,60 @@ async fn a_process_without_a_result_is_a_setup_failure_in_its_own_words() {
     };
     assert!(words.ends_with("it is broken"), "{words}");
     assert_eq!(started, []);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_machine_without_room_wants_no_builds_until_its_limits_change() {
+    let mut world = World::new().await;
+    let limits = Limits { free_bytes: Some(u64::MAX / 2), ..Limits::default() };
+    let collection = Collection::Never;
+    let (upkeep, changes) = watch::channel(Upkeep { limits, collection });
+    let config = AgentConfig { slots: 3, upkeep: changes, ..world.config() };
+    let agent = World::agent_with(config);
+    let mut control = world.control().await;
+    let wanted = control.welcome(vec![], vec![]).await.capacity.unwrap();
+    assert_eq!(wanted.slots, 0);
+    let reason = wanted.reason.unwrap();
+    assert!(reason.contains("the free space of the store"), "{reason}");
+
+    let gentle_start = Duration::from_hours(1);
+    upkeep
+        .send_replace(Upkeep { limits: Limits { gentle_start, ..Limits::default() }, collection });
+    let FromAgent::Capacity { slots: 1, reason: Some(reason) } = control.told().await else {
+        panic!("not one build is wanted")
+    };
+    assert_eq!(reason, "builds begin one by one: 1 of 3 slots");
+    // The next session begins with what is wanted then.
+    drop(control);
+    let mut control = world.control().await;
+    let wanted = control.welcome(vec![], vec![]).await.capacity.unwrap();
+    assert_eq!((wanted.slots, wanted.reason), (1, Some(reason)));
+    upkeep.send_replace(Upkeep::default());
+    let whole = FromAgent::Capacity { slots: 3, reason: None };
+    assert_eq!(control.told().await, whole);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn too_little_room_in_the_store_makes_the_agent_collect_what_nothing_needs() {
+    let mut world = World::new().await;
+    let mut builder = steading::builders::open(world.config().builder).unwrap();
+    let nar = nar(b"of no use any more");
+    let unused = info(world.path("0c96x2i7vy7wb2jd0jlp1vlp1jvxijzy-unused"), &nar);
+    builder.import(&unused, &mut nar.as_slice()).unwrap();
+    drop(builder);
+    let limits = Limits { free_bytes: Some(u64::MAX / 2), ..Limits::default() };
+    let upkeep = Upkeep { limits, collection: Collection::Auto }.fixed();
+    let agent = World::agent_with(AgentConfig { upkeep, ..world.config() });
+    let mut control = world.control().await;
+    assert_eq!(control.welcome(vec![], vec![]).await.capacity.unwrap().slots, 0);
+    let files = PathBuf::from(unused.path.to_string());
+    let collected = async {
+        while files.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LIMIT, collected).await.unwrap();
     agent.stop().await;
 }

@@ -11,6 +11,7 @@
 #[expect(dead_code, reason = "another test uses the rest")]
 mod private_nix;
 #[path = "common/processes.rs"]
+#[expect(dead_code, reason = "another test uses the rest")]
 mod processes;
 #[path = "common/sftp.rs"]
 mod sftp;

@@ -38,6 +38,7 @@ pub(super) struct Attempts {
     equipment: Arc<Equipment>,
     entries: BTreeMap<AttemptId, Entry>,
     slots: Slots,
+    running: watch::Sender<u32>,
     watch: SpoolWatch,
     link: watch::Sender<Option<Link>>,
     phases: mpsc::Sender<(AttemptId, HeldPhase)>,
@@ -79,6 +80,7 @@ impl Attempts {
         let (phases, entered) = mpsc::channel(EVENTS_MAX);
         let mut attempts = Self {
             slots: Slots::new(equipment.config.slots),
+            running: watch::Sender::new(0),
             equipment,
             entries: BTreeMap::new(),
             watch: SpoolWatch::start(),
@@ -94,7 +96,18 @@ impl Attempts {
         for spool in spools {
             attempts.adopt(spool);
         }
+        attempts.count();
         Ok(attempts)
+    }
+
+    /// Returns how many builds run, from now on.
+    pub(super) fn running(&self) -> watch::Receiver<u32> {
+        self.running.subscribe()
+    }
+
+    /// Tells how many builds run.
+    fn count(&self) {
+        self.running.send_replace(self.slots.busy());
     }
 
     /// Takes over one spool.
@@ -150,6 +163,7 @@ impl Attempts {
         match Spool::create(&self.dir, &allocation) {
             Ok(spool) => {
                 self.admit(spool, allocation);
+                self.count();
                 None
             }
             Err(error) => {
@@ -196,7 +210,7 @@ impl Attempts {
         self.living.insert(life.id(), attempt);
     }
 
-    /// Returns what this agent can build.
+    /// Returns what this agent can build at best.
     pub(super) fn capabilities(&self) -> Capabilities {
         self.equipment.config.capabilities()
     }
@@ -300,6 +314,7 @@ impl Attempts {
                 self.begin(attempt, spool, allocation);
             }
         }
+        self.count();
     }
 
     /// Takes in all changes until `other` is done.

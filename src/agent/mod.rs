@@ -10,6 +10,9 @@
 //! survive lost connections, restarts and upgrades of the agent.
 //!
 //! Entry points: [`run`] is `steading agent`; [`attempt::main`] is the hidden `steading attempt`.
+//! Meanwhile [`upkeep`] looks after the machine: it says how many builds are wanted just now, and
+//! makes room in the store.
+//!
 //! One place, `attempts`, owns what is known of all attempts; each attempt has one `life`, which
 //! tells it by channel how far it is.
 
@@ -24,14 +27,16 @@ mod pack;
 mod prepare;
 mod report;
 mod session;
+pub mod settings;
 mod slots;
 mod spool;
 mod state;
+pub mod upkeep;
 mod upload;
 mod watch;
 
 use crate::{
-    builders::BuilderKind,
+    builders::{BuilderKind, Substituters},
     core::store_path::StoreDir,
     protocol::handshake::Capabilities,
     ssh::{self, ClientConfig, ConnectError, KeyFileError},
@@ -41,8 +46,9 @@ use attempts::Attempts;
 use backoff::Backoff;
 use session::Ended;
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
-use tokio::sync::Semaphore;
+use tokio::sync::{self, Semaphore};
 use tokio_util::sync::CancellationToken;
+use upkeep::{Caretaker, Upkeep};
 
 /// The most bulk connections of one agent (design: one to four). One of them is never used for
 /// uploads, so that a new build does not wait for an old one's outputs.
@@ -76,6 +82,12 @@ pub struct AgentConfig {
     pub uploads: u32,
     /// How many processors one build should use; 0 leaves it to the builder.
     pub cores: u32,
+    /// What is said of this agent, for choosing among agents.
+    pub tags: BTreeMap<String, String>,
+    /// Where the daemon fetches inputs that the coordinator does not hold.
+    pub substituters: Substituters,
+    /// How the machine is looked after; changes hold at once.
+    pub upkeep: sync::watch::Receiver<Upkeep>,
 }
 
 impl AgentConfig {
@@ -92,7 +104,7 @@ impl AgentConfig {
             emulated_systems: self.emulated_systems.clone(),
             features: self.features.clone(),
             slots: self.slots,
-            tags: BTreeMap::new(),
+            tags: self.tags.clone(),
         }
     }
 }
@@ -164,9 +176,12 @@ pub async fn run(
         uploads: Arc::new(Semaphore::new(uploads)),
         config,
     };
-    let mut attempts = Attempts::restore(state.attempts_dir(), Arc::new(equipment))?;
-    let dialer = session::Dialer { client, instance: state.instance, clock, cancel };
+    let equipment = Arc::new(equipment);
+    let mut attempts = Attempts::restore(state.attempts_dir(), Arc::clone(&equipment))?;
+    let (caretaker, capacity) = Caretaker::new(&equipment.config, clock, attempts.running());
+    let dialer = session::Dialer { client, instance: state.instance, clock, capacity, cancel };
     tokio::select! {
+        () = caretaker.run() => Ok(()),
         () = dialer.cancel.cancelled() => {
             tracing::info!("agent stopped; running attempts go on");
             Ok(())

@@ -120,7 +120,8 @@ async fn try_prepare(equipment: &Equipment, allocation: &Allocation) -> Result<R
         asked.held.iter().map(|info| &info.path).chain(&asked.not_held).cloned().collect();
 
     let (kind, paths) = (equipment.config.builder.clone(), input_paths.clone());
-    let look = move || look(kind, &paths, asked.not_held);
+    let substituters = equipment.config.substituters.clone();
+    let look = move || look(kind, &substituters, &paths, asked.not_held);
     let (mut builder, valid) = on_thread(look).await?.map_err(Obstacle::Setup)?;
     let missing: Vec<_> = asked.held.iter().filter(|info| !valid.contains(&info.path)).collect();
     if !missing.is_empty() {
@@ -177,6 +178,7 @@ async fn ask(exchange: &mut Exchange, allocation: &Allocation) -> Result<Asked, 
 /// moved, and what is fetched may refer to what is substituted.
 fn look(
     kind: BuilderKind,
+    substituters: &Substituters,
     paths: &[StorePath],
     not_held: Vec<StorePath>,
 ) -> Result<(Box<dyn Builder>, BTreeSet<StorePath>), SetupFailure> {
@@ -190,7 +192,7 @@ fn look(
     if absent.is_empty() {
         return Ok((builder, valid));
     }
-    builder.substitute(&absent, &Substituters::default()).map_err(failed)?;
+    builder.substitute(&absent, substituters).map_err(failed)?;
     let valid = builder.valid(paths).map_err(failed)?;
     let missing: Vec<StorePath> = absent.into_iter().filter(|path| !valid.contains(path)).collect();
     if missing.is_empty() {

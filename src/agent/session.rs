@@ -2,12 +2,12 @@
 
 use super::{attempts::Attempts, report::Link};
 use crate::{
-    core::id::InstanceId,
+    core::{agent::Capacity, id::InstanceId},
     protocol::{
         CONTROL_SUBSYSTEM,
         frame::FrameError,
         handshake::{Hello, PROTOCOL_MAX, PROTOCOL_MIN},
-        message::{FromAgent, ToAgent, Welcome},
+        message::{CAPACITY_REASON_BYTES_MAX, FromAgent, ToAgent, Welcome},
         session::{AgentEnd, Due},
     },
     ssh::{
@@ -17,7 +17,7 @@ use crate::{
     telemetry::{self, Clock},
 };
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How many messages of all attempts wait to be sent; 256 KiB each at most.
@@ -37,6 +37,8 @@ pub(super) struct Dialer {
     pub(super) instance: InstanceId,
     /// What time it is.
     pub(super) clock: Clock,
+    /// How many builds this machine wants to run at a time.
+    pub(super) capacity: watch::Receiver<Capacity>,
     /// Fires when the agent stops.
     pub(super) cancel: CancellationToken,
 }
@@ -102,6 +104,7 @@ pub(super) async fn run(dialer: &Dialer, attempts: &mut Attempts) -> Ended {
         end: AgentEnd::new(dialer.clock.now().mono),
         outgoing,
         stage: Stage::Greeted(sender),
+        capacity: dialer.capacity.clone(),
     };
     let Err(error) = session.serve(attempts).await;
     let stage = session.stage;
@@ -149,6 +152,8 @@ struct Session<'a> {
     end: AgentEnd,
     outgoing: mpsc::Receiver<FromAgent>,
     stage: Stage,
+    /// What is unseen of it was not told in this session.
+    capacity: watch::Receiver<Capacity>,
 }
 
 impl Session<'_> {
@@ -166,7 +171,7 @@ impl Session<'_> {
             wall_ms: now.wall.as_ms(),
             capabilities: attempts.capabilities(),
             held: attempts.held(),
-            capacity: None,
+            capacity: Some(self.wanted()),
         };
         self.send(&FromAgent::Hello(hello)).await?;
         loop {
@@ -184,9 +189,27 @@ impl Session<'_> {
                 },
                 Some(message) = self.outgoing.recv() => self.send(&message).await?,
                 event = attempts.next_event() => attempts.take(event),
+                Ok(()) = self.capacity.changed(), if self.is_welcome() => {
+                    let Capacity { slots, reason } = self.wanted();
+                    self.send(&FromAgent::Capacity { slots, reason }).await?;
+                }
                 () = tokio::time::sleep(patience) => self.on_time().await?,
             }
         }
+    }
+
+    /// Returns how many builds are wanted now, in words that fit a message.
+    fn wanted(&mut self) -> Capacity {
+        let mut wanted = self.capacity.borrow_and_update().clone();
+        if let Some(reason) = &mut wanted.reason {
+            reason.truncate(reason.floor_char_boundary(CAPACITY_REASON_BYTES_MAX));
+        }
+        wanted
+    }
+
+    /// Tells whether the coordinator knows us.
+    const fn is_welcome(&self) -> bool {
+        matches!(self.stage, Stage::Welcomed | Stage::Restarting(_))
     }
 
     /// Returns how long nothing needs to happen.

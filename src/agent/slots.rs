@@ -30,6 +30,11 @@ impl Slots {
         Self { total, busy: BTreeSet::new(), waiting: VecDeque::new() }
     }
 
+    /// Returns how many attempts have a slot.
+    pub(super) fn busy(&self) -> u32 {
+        u32::try_from(self.busy.len()).unwrap_or(u32::MAX)
+    }
+
     /// Gives a slot to an attempt whose process runs already, even beyond the total.
     pub(super) fn occupy(&mut self, attempt: AttemptId) {
         self.busy.insert(attempt);

@@ -1,6 +1,7 @@
 //! A farm of real processes: a coordinator, agents, and the stock `ssh` that talks to it.
 
 use crate::wait;
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
@@ -48,11 +49,63 @@ impl Farm {
     /// Starts an agent with one slot on a Nix daemon.
     pub(crate) fn start_nix_agent(&mut self, name: &str, socket: &Path) {
         add_key(self.dir.path(), "agents", name);
-        let own = self.dir.path().join(format!("agent-{name}"));
-        let agent = Command::new(STEADING)
-            .arg("agent")
+        let agent = self.agent(name, socket, &["agent"]).spawn().unwrap();
+        self.agents.push(agent);
+    }
+
+    /// Lets the doctor look at an agent with more options; returns its status and what it found.
+    pub(crate) fn doctor(
+        &self,
+        name: &str,
+        socket: &Path,
+        options: &[&str],
+    ) -> (Option<i32>, Vec<serde_json::Value>) {
+        let mut command = self.agent(name, socket, &["agent", "doctor"]);
+        let output = command.arg("--json").args(options).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let found = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        (output.status.code(), found)
+    }
+
+    /// Writes the settings that an agent reads when it starts or is told to.
+    pub(crate) fn write_settings(&self, name: &str, text: &str) {
+        fs_err::create_dir_all(self.agent_dir(name)).unwrap();
+        fs_err::write(self.agent_dir(name).join("agent.toml"), text).unwrap();
+    }
+
+    /// Tells all agents to read their settings again.
+    pub(crate) fn hang_up(&self) {
+        for agent in &self.agents {
+            let agent = Pid::from_raw(agent.id().try_into().unwrap()).unwrap();
+            kill_process(agent, Signal::HUP).unwrap();
+        }
+    }
+
+    /// Returns the nars that an agent has packed and not delivered yet, of attempts that ended.
+    pub(crate) fn packed(&self, name: &str) -> Vec<PathBuf> {
+        let attempts = self.agent_dir(name).join("attempts");
+        let mut packed = Vec::new();
+        for attempt in fs_err::read_dir(attempts).unwrap() {
+            let attempt = attempt.unwrap().path();
+            if attempt.join("result").exists() {
+                let files = fs_err::read_dir(attempt).unwrap().map(|file| file.unwrap().path());
+                packed.extend(files.filter(|file| file.extension().is_some_and(|e| e == "zst")));
+            }
+        }
+        packed
+    }
+
+    fn agent_dir(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("agent-{name}"))
+    }
+
+    /// Returns a command with the options of an agent on a Nix daemon.
+    fn agent(&self, name: &str, socket: &Path, words: &[&str]) -> Command {
+        let mut command = Command::new(STEADING);
+        command
+            .args(words)
             .arg("--state")
-            .arg(&own)
+            .arg(self.agent_dir(name))
             .arg("--coordinator")
             .arg(format!("127.0.0.1:{}", self.port))
             .arg("--host-key")
@@ -61,10 +114,8 @@ impl Farm {
             .arg(self.dir.path().join("identities").join(name))
             .args(["--builder", "nix"])
             .env("NIX_DAEMON_SOCKET_PATH", socket)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        self.agents.push(agent);
+            .stdin(Stdio::null());
+        command
     }
 
     /// Returns the words in front of a verb: `ssh` and its options.
