@@ -168,6 +168,7 @@ mod tests {
     fn open(dir: &Path) -> Direct {
         let store_dir: StoreDir = dir.join("store").to_str().unwrap().parse().unwrap();
         Direct::open(Place {
+            shared: vec![],
             physical_dir: dir.join("store"),
             store_dir,
             state_dir: dir.join("state"),
