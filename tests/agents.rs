@@ -57,11 +57,13 @@ impl Agent {
             systems: vec!["x86_64-linux".to_owned()],
             emulated_systems: Vec::new(),
             features: Vec::new(),
+            tags: Default::default(),
             slots: 2,
         };
         let instance = InstanceId::from_bytes([7; 16]);
         let name = name.parse().unwrap();
-        let join = Input::Join { session, name, instance, abilities, held: Vec::new() };
+        let join =
+            Input::Join { session, name, instance, abilities, held: Vec::new(), capacity: None };
         engine.tell(join).await.unwrap();
         let mut agent = Self { session, orders };
         assert!(matches!(agent.order().await, Order::Welcome { .. }));

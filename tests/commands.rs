@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 #[path = "common/closure.rs"]
+#[expect(dead_code, reason = "other tests have derivations with several outputs")]
 mod closure;
 #[path = "common/farm.rs"]
 mod farm;

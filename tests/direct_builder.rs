@@ -575,6 +575,20 @@ fn without_namespaces_a_store_elsewhere_is_refused() {
 const BUILD_UNTIL_KILLED: &str = "STEADING_TEST_BUILD_UNTIL_KILLED";
 
 #[test]
+fn a_process_around_a_build_whose_parent_has_died_starts_nothing() {
+    for stage in ["enter", "begin-isolated", "begin-plain"] {
+        // The parent would hold the other end of standard input open.
+        let output = Command::new(env!("CARGO_BIN_EXE_steading"))
+            .args(["direct-sandbox", stage, "/nonexistent"])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        assert_eq!(output.stdout, b"refused the process that started this one has died\n");
+    }
+}
+
+#[test]
 fn ending_the_process_of_an_attempt_ends_its_build() {
     namespaces_or_skip!();
     let this = "ending_the_process_of_an_attempt_ends_its_build";

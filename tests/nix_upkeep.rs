@@ -14,6 +14,7 @@ mod wait;
 
 use private_nix::PrivateNix;
 use processes::{Farm, until_some_build_is};
+use rustix::process::Signal;
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     path::{Path, PathBuf},
@@ -321,11 +322,11 @@ fn a_machine_without_room_gets_no_builds_until_a_hangup_brings_other_limits() {
     });
     // Settings that cannot be used change nothing.
     farm.write_settings("amber", "min-fre = 1\n");
-    farm.hang_up();
+    farm.signal_agent("amber", Signal::HUP);
     let shown = &farm.objects(&format!("show {id}"))[0];
     assert_eq!(shown["attempts"].as_array().unwrap().len(), 0, "{shown}");
     farm.write_settings("amber", "min-free = '1M'\n");
-    farm.hang_up();
+    farm.signal_agent("amber", Signal::HUP);
     let waited = farm.run(&format!("wait {id}"));
     assert!(waited.status.success(), "{}", waited.stdout.escape_ascii());
 }

@@ -2,15 +2,15 @@
 
 use super::{
     CHANNEL_MESSAGES_MAX, INACTIVITY_MAX, KEEPALIVE_INTERVAL, KEEPALIVES_UNANSWERED_MAX,
-    OWN_PACKET_BYTES, OWN_WINDOW_BYTES, REKEY_WRITE_BYTES,
+    OWN_PACKET_BYTES, OWN_WINDOW_BYTES,
     channel::{self, ChannelReader, Deadlines, Revoked, Surroundings, Terminal},
     host_key::KeyPair,
-    keys, preferred, socket, software,
+    keys, preferred, rekey_write_bytes, socket, software,
     stream::{Flow, FlowStream},
     writer::{GuardedWriter, Half},
 };
 use russh::{
-    Channel, ChannelMsg, Disconnect, Limits,
+    Channel, ChannelMsg, Disconnect, Limits, Names,
     client::{self, AuthResult, Handle, Msg},
     keys::ssh_key::public::KeyData,
     keys::{Algorithm, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate},
@@ -228,7 +228,7 @@ fn russh_config() -> Arc<client::Config> {
         client_id: software(),
         // As on the other side, whoever sends much has to start a new key exchange.
         limits: Limits {
-            rekey_write_limit: REKEY_WRITE_BYTES,
+            rekey_write_limit: rekey_write_bytes(),
             rekey_read_limit: usize::MAX,
             rekey_time_limit: Duration::from_hours(1),
         },
@@ -255,6 +255,16 @@ struct Caller {
 
 impl client::Handler for Caller {
     type Error = russh::Error;
+
+    async fn kex_done(
+        &mut self,
+        _shared_secret: Option<&[u8]>,
+        _names: &Names,
+        _session: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        tracing::debug!("keys exchanged");
+        Ok(())
+    }
 
     async fn check_server_key(
         &mut self,

@@ -45,7 +45,7 @@ pub use sessions::Counters;
 pub use writer::{GuardedWriter, WriteError};
 
 use russh::{Preferred, SshId, cipher, compression, keys as russh_keys};
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, sync::OnceLock, time::Duration};
 
 /// How both our ends introduce themselves: what the other end looks at to choose its windows.
 const SOFTWARE: &str = concat!("SSH-2.0-Steading_", env!("CARGO_PKG_VERSION"));
@@ -65,12 +65,15 @@ const KEEPALIVES_UNANSWERED_MAX: usize = 3;
 /// keepalives cannot.
 const INACTIVITY_MAX: Duration = Duration::from_secs(90);
 
-/// How many bytes a side sends under one key (RFC 4253 section 9 recommends 1 GiB).
-const REKEY_WRITE_BYTES: usize = 1 << 30;
+/// How many bytes a side sends under one key at most (RFC 4253 section 9 recommends 1 GiB).
+const REKEY_WRITE_BYTES_MAX: usize = 1 << 30;
+
+/// The environment variable with a lower number for it, with which tests see many key exchanges.
+const REKEY_VARIABLE: &str = "STEADING_REKEY_BYTES";
 
 /// The window and packet size between our own two ends. 16 MiB carry about 270 MiB/s over a
 /// round trip of 20 ms; packets of 128 KiB cost 40 % less CPU than the usual 32 KiB.
-const OWN_WINDOW_BYTES: u32 = 16 << 20;
+pub const OWN_WINDOW_BYTES: u32 = 16 << 20;
 
 /// See [`OWN_WINDOW_BYTES`].
 const OWN_PACKET_BYTES: u32 = 128 << 10;
@@ -89,6 +92,18 @@ fn preferred(keys: Cow<'static, [russh_keys::Algorithm]>) -> Preferred {
         compression: Cow::Borrowed(&[compression::NONE]),
         ..Preferred::DEFAULT
     }
+}
+
+/// Returns how many bytes this process sends under one key. What the environment says can only
+/// lower it, and counts only from 64 KiB on, so that no connection is all key exchange.
+fn rekey_write_bytes() -> usize {
+    static BYTES: OnceLock<usize> = OnceLock::new();
+    *BYTES.get_or_init(|| {
+        let wish = std::env::var(REKEY_VARIABLE).ok().and_then(|text| text.parse().ok());
+        wish.map_or(REKEY_WRITE_BYTES_MAX, |wish: usize| {
+            wish.clamp(64 << 10, REKEY_WRITE_BYTES_MAX)
+        })
+    })
 }
 
 /// Returns the identification line of this program.

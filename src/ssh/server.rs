@@ -2,10 +2,10 @@
 
 use super::{
     CHANNEL_MESSAGES_MAX, INACTIVITY_MAX, KEEPALIVE_INTERVAL, KEEPALIVES_UNANSWERED_MAX,
-    OWN_PACKET_BYTES, OWN_WINDOW_BYTES, REKEY_WRITE_BYTES, Role,
+    OWN_PACKET_BYTES, OWN_WINDOW_BYTES, Role,
     host_key::{self, KeyFileError, KeyPair},
     keys::{Keydir, KeydirProblem},
-    preferred,
+    preferred, rekey_write_bytes,
     request::{Request, SessionId},
     session::{Outlet, Session},
     sessions::{Counters, Sessions, Unauthenticated},
@@ -295,7 +295,7 @@ fn russh_config(host_key: &KeyPair, window_bytes: u32, packet_bytes: u32) -> Arc
         // The side that sends much has to start a new key exchange: russh ends a connection whose
         // peer has more than two windows on the way while we wait for its half of one.
         limits: Limits {
-            rekey_write_limit: REKEY_WRITE_BYTES,
+            rekey_write_limit: rekey_write_bytes(),
             rekey_read_limit: usize::MAX,
             rekey_time_limit: Duration::from_hours(24),
         },

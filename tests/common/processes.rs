@@ -3,36 +3,96 @@
 use crate::wait;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
-    io::{BufRead as _, BufReader},
+    collections::BTreeMap,
+    ffi::OsString,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Output, Stdio},
+    thread,
 };
-use steading::ssh::host_key;
+use steading::{core::store_path::StoreDir, ssh::host_key};
 use tempfile::TempDir;
 
 /// The program under test.
 pub(crate) const STEADING: &str = env!("CARGO_BIN_EXE_steading");
 
-/// One farm. Its processes end with it.
+/// One farm. Its processes end with it, attempts included.
+///
+/// What they say goes to files in its directory. When the test fails, the directory stays.
 pub(crate) struct Farm {
     dir: TempDir,
     coordinator: Child,
-    agents: Vec<Child>,
+    conditions: Conditions,
+    agents: BTreeMap<String, AgentProcess>,
     port: u16,
+}
+
+/// Under what conditions a farm runs.
+#[derive(Default)]
+pub(crate) struct Conditions {
+    /// The text of `steading.toml`.
+    pub(crate) configuration: String,
+    /// The words in front of the coordinator's command line, such as `nsenter` with its options.
+    pub(crate) enclosure: Vec<OsString>,
+    /// Variables for all processes.
+    pub(crate) environment: Vec<(&'static str, String)>,
+}
+
+/// An agent, and how to start it again.
+struct AgentProcess {
+    child: Child,
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    environment: Vec<(&'static str, OsString)>,
+}
+
+/// An agent without a daemon, which has a store of its own.
+pub(crate) struct DirectAgent<'a> {
+    pub(crate) name: &'a str,
+    /// What its paths begin with: an existing directory, over which its own store is mounted for
+    /// its builds.
+    pub(crate) store_dir: &'a StoreDir,
+    pub(crate) slots: u32,
+    pub(crate) uploads: u32,
+    /// Where it finds the coordinator, if not where it is.
+    pub(crate) through: Option<u16>,
 }
 
 impl Farm {
     /// Starts a coordinator with an admin called `operator`.
     pub(crate) fn start() -> Self {
+        Self::under(Conditions::default())
+    }
+
+    /// Starts a coordinator under these conditions.
+    pub(crate) fn under(conditions: Conditions) -> Self {
         let dir = tempfile::Builder::new().prefix("farm").tempdir_in("/tmp").unwrap();
+        Self::inside(dir, conditions)
+    }
+
+    /// Starts a coordinator in this directory.
+    pub(crate) fn inside(dir: TempDir, conditions: Conditions) -> Self {
         add_key(dir.path(), "admins", "operator");
-        let coordinator = start_coordinator(dir.path(), 0);
-        let mut farm = Self { dir, coordinator, agents: Vec::new(), port: 0 };
+        fs_err::write(dir.path().join("steading.toml"), &conditions.configuration).unwrap();
+        let mut coordinator = spawn_coordinator(dir.path(), &conditions, 0);
+        until_ready(&mut coordinator);
+        let mut farm = Self { dir, coordinator, conditions, agents: BTreeMap::new(), port: 0 };
         let address = farm.run_file("address");
         farm.port = address.rsplit_once(':').unwrap().1.parse().unwrap();
         let known = format!("[127.0.0.1]:{} {}\n", farm.port, farm.run_file("host_key.pub"));
         fs_err::write(farm.dir.path().join("known_hosts"), known).unwrap();
         farm
+    }
+
+    /// Returns the directory of everything.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Returns the coordinator's port.
+    pub(crate) const fn port(&self) -> u16 {
+        self.port
     }
 
     /// Returns the state directory of the coordinator.
@@ -48,9 +108,68 @@ impl Farm {
 
     /// Starts an agent with one slot on a Nix daemon.
     pub(crate) fn start_nix_agent(&mut self, name: &str, socket: &Path) {
+        let mut arguments = self.agent_arguments(&["agent"], name, self.port);
+        arguments.extend(["--builder", "nix"].map(OsString::from));
+        let socket = vec![("NIX_DAEMON_SOCKET_PATH", socket.into())];
+        self.start_agent(name, STEADING.into(), arguments, socket);
+    }
+
+    /// Starts an agent that has no daemon.
+    pub(crate) fn start_direct_agent(&mut self, agent: &DirectAgent<'_>) {
+        self.start_direct_agent_as(agent, STEADING.into());
+    }
+
+    /// Starts an agent that has no daemon, from this executable.
+    pub(crate) fn start_direct_agent_as(&mut self, agent: &DirectAgent<'_>, program: PathBuf) {
+        let files = self.files(agent.name);
+        fs_err::create_dir_all(&files).unwrap();
+        let port = agent.through.unwrap_or(self.port);
+        let mut arguments = self.agent_arguments(&["agent"], agent.name, port);
+        arguments.extend(["--builder", "direct", "--store-dir"].map(OsString::from));
+        arguments.extend([agent.store_dir.as_str().into(), "--physical-store-dir".into()]);
+        arguments.push(files.into());
+        // Builds of the tests wait for files there, and leave marks.
+        arguments.extend(["--sandbox-path".into(), self.dir.path().into()]);
+        arguments.extend(["--max-parallel-builds".into(), agent.slots.to_string().into()]);
+        arguments.extend(["--max-parallel-uploads".into(), agent.uploads.to_string().into()]);
+        self.start_agent(agent.name, program, arguments, Vec::new());
+    }
+
+    /// Returns where a direct agent has the files of its store.
+    pub(crate) fn files(&self, agent: &str) -> PathBuf {
+        self.agent_state(agent).join("files")
+    }
+
+    /// Returns the state directory of an agent.
+    pub(crate) fn agent_state(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("agent-{name}"))
+    }
+
+    fn agent_arguments(&self, words: &[&str], name: &str, port: u16) -> Vec<OsString> {
+        let identity = self.dir.path().join("identities").join(name);
+        let host_key = self.state().join("run/host_key.pub");
+        let address = format!("127.0.0.1:{port}");
+        let mut arguments: Vec<OsString> = words.iter().map(OsString::from).collect();
+        arguments.extend(["--state".into(), self.agent_state(name).into()]);
+        arguments.extend(["--coordinator".into(), address.into()]);
+        arguments.extend(["--host-key".into(), host_key.into()]);
+        arguments.extend(["--identity".into(), identity.into()]);
+        arguments
+    }
+
+    fn start_agent(
+        &mut self,
+        name: &str,
+        program: PathBuf,
+        arguments: Vec<OsString>,
+        mut environment: Vec<(&'static str, OsString)>,
+    ) {
         add_key(self.dir.path(), "agents", name);
-        let agent = self.agent(name, socket, &["agent"]).spawn().unwrap();
-        self.agents.push(agent);
+        let common = self.conditions.environment.iter();
+        environment.extend(common.map(|(name, value)| (*name, value.into())));
+        let child = spawn_agent(&program, &arguments, &environment, &self.log_of(name));
+        let agent = AgentProcess { child, program, arguments, environment };
+        self.agents.insert(name.to_owned(), agent);
     }
 
     /// Lets the doctor look at an agent with more options; returns its status and what it found.
@@ -60,8 +179,14 @@ impl Farm {
         socket: &Path,
         options: &[&str],
     ) -> (Option<i32>, Vec<serde_json::Value>) {
-        let mut command = self.agent(name, socket, &["agent", "doctor"]);
-        let output = command.arg("--json").args(options).output().unwrap();
+        let mut command = Command::new(STEADING);
+        command
+            .args(self.agent_arguments(&["agent", "doctor"], name, self.port))
+            .args(["--builder", "nix", "--json"])
+            .args(options)
+            .env("NIX_DAEMON_SOCKET_PATH", socket)
+            .stdin(Stdio::null());
+        let output = command.output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let found = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         (output.status.code(), found)
@@ -69,21 +194,13 @@ impl Farm {
 
     /// Writes the settings that an agent reads when it starts or is told to.
     pub(crate) fn write_settings(&self, name: &str, text: &str) {
-        fs_err::create_dir_all(self.agent_dir(name)).unwrap();
-        fs_err::write(self.agent_dir(name).join("agent.toml"), text).unwrap();
-    }
-
-    /// Tells all agents to read their settings again.
-    pub(crate) fn hang_up(&self) {
-        for agent in &self.agents {
-            let agent = Pid::from_raw(agent.id().try_into().unwrap()).unwrap();
-            kill_process(agent, Signal::HUP).unwrap();
-        }
+        fs_err::create_dir_all(self.agent_state(name)).unwrap();
+        fs_err::write(self.agent_state(name).join("agent.toml"), text).unwrap();
     }
 
     /// Returns the nars that an agent has packed and not delivered yet, of attempts that ended.
     pub(crate) fn packed(&self, name: &str) -> Vec<PathBuf> {
-        let attempts = self.agent_dir(name).join("attempts");
+        let attempts = self.agent_state(name).join("attempts");
         let mut packed = Vec::new();
         for attempt in fs_err::read_dir(attempts).unwrap() {
             let attempt = attempt.unwrap().path();
@@ -95,27 +212,48 @@ impl Farm {
         packed
     }
 
-    fn agent_dir(&self, name: &str) -> PathBuf {
-        self.dir.path().join(format!("agent-{name}"))
+    /// Waits until so many agents are connected.
+    pub(crate) fn until_connected(&self, count: usize) {
+        wait::until(&format!("{count} agents are connected"), || {
+            let agents = self.objects("agents");
+            agents.iter().filter(|agent| agent["connected"] == true).count() == count
+        });
     }
 
-    /// Returns a command with the options of an agent on a Nix daemon.
-    fn agent(&self, name: &str, socket: &Path, words: &[&str]) -> Command {
-        let mut command = Command::new(STEADING);
-        command
-            .args(words)
-            .arg("--state")
-            .arg(self.agent_dir(name))
-            .arg("--coordinator")
-            .arg(format!("127.0.0.1:{}", self.port))
-            .arg("--host-key")
-            .arg(self.state().join("run/host_key.pub"))
-            .arg("--identity")
-            .arg(self.dir.path().join("identities").join(name))
-            .args(["--builder", "nix"])
-            .env("NIX_DAEMON_SOCKET_PATH", socket)
-            .stdin(Stdio::null());
-        command
+    /// Kills an agent as running out of memory would. What it attempts goes on.
+    pub(crate) fn kill_agent(&mut self, name: &str) {
+        let child = &mut self.agents.get_mut(name).unwrap().child;
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Asks an agent to stop, and waits until it has.
+    pub(crate) fn stop_agent(&mut self, name: &str) {
+        self.signal_agent(name, Signal::TERM);
+        assert!(self.agents.get_mut(name).unwrap().child.wait().unwrap().success());
+    }
+
+    /// Kills an agent and all its attempts, as a power failure of its machine would.
+    pub(crate) fn kill_machine(&mut self, name: &str) {
+        self.kill_agent(name);
+        kill_attempts(&self.agent_state(name));
+    }
+
+    /// Starts an agent again where it was.
+    pub(crate) fn restart_agent(&mut self, name: &str) {
+        let log = self.log_of(name);
+        let agent = self.agents.get_mut(name).unwrap();
+        agent.child = spawn_agent(&agent.program, &agent.arguments, &agent.environment, &log);
+    }
+
+    /// Returns the process of an agent.
+    pub(crate) fn agent_process(&self, name: &str) -> Pid {
+        Pid::from_child(&self.agents[name].child)
+    }
+
+    /// Sends a signal to an agent.
+    pub(crate) fn signal_agent(&self, name: &str, signal: Signal) {
+        kill_process(self.agent_process(name), signal).unwrap();
     }
 
     /// Returns the words in front of a verb: `ssh` and its options.
@@ -156,15 +294,42 @@ impl Farm {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    /// Returns the process of the coordinator.
+    pub(crate) fn coordinator_process(&self) -> Pid {
+        Pid::from_child(&self.coordinator)
+    }
+
+    /// Sends a signal to the coordinator.
+    pub(crate) fn signal_coordinator(&self, signal: Signal) {
+        kill_process(self.coordinator_process(), signal).unwrap();
+    }
+
     /// Kills the coordinator as a power failure would.
     pub(crate) fn kill_coordinator(&mut self) {
         self.coordinator.kill().unwrap();
         self.coordinator.wait().unwrap();
     }
 
+    /// Asks the coordinator to stop, and waits until it has.
+    pub(crate) fn stop_coordinator(&mut self) {
+        self.signal_coordinator(Signal::TERM);
+        assert!(self.coordinator.wait().unwrap().success());
+    }
+
     /// Starts the coordinator again where it was.
     pub(crate) fn restart_coordinator(&mut self) {
-        self.coordinator = start_coordinator(self.dir.path(), self.port);
+        self.begin_coordinator();
+        until_ready(&mut self.coordinator);
+    }
+
+    /// Starts the coordinator again and does not wait until it is ready.
+    pub(crate) fn begin_coordinator(&mut self) {
+        self.coordinator = spawn_coordinator(self.dir.path(), &self.conditions, self.port);
+    }
+
+    /// Returns whether the coordinator has not ended by itself.
+    pub(crate) fn coordinator_lives(&mut self) -> bool {
+        self.coordinator.try_wait().unwrap().is_none()
     }
 
     /// Returns the most memory the coordinator has had, in KiB.
@@ -174,17 +339,40 @@ impl Farm {
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
+
+    /// Returns the file with what a process says: `coordinator`, or the name of an agent.
+    fn log_of(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.log"))
+    }
+
+    /// Keeps the directory and prints the end of what every process said.
+    fn keep(&mut self) {
+        const LINES: usize = 40;
+        self.dir.disable_cleanup(true);
+        let mut text = format!("the farm stays in {}\n", self.dir.path().display());
+        for name in self.agents.keys().map(String::as_str).chain(["coordinator"]) {
+            let log = fs_err::read_to_string(self.log_of(name)).unwrap_or_default();
+            let skipped = log.lines().count().saturating_sub(LINES);
+            let end: Vec<&str> = log.lines().skip(skipped).collect();
+            text += &format!("== {name}\n{}\n", end.join("\n"));
+        }
+        std::io::stderr().write_all(text.as_bytes()).ok();
+    }
 }
 
 impl Drop for Farm {
     fn drop(&mut self) {
-        for mut child in self.agents.drain(..) {
+        for (name, agent) in &mut self.agents {
             // It may have ended by itself.
-            child.kill().ok();
-            child.wait().unwrap();
+            agent.child.kill().ok();
+            agent.child.wait().unwrap();
+            kill_attempts(&self.dir.path().join(format!("agent-{name}")));
         }
         self.coordinator.kill().ok();
         self.coordinator.wait().unwrap();
+        if thread::panicking() {
+            self.keep();
+        }
     }
 }
 
@@ -196,21 +384,121 @@ fn add_key(dir: &Path, role: &str, name: &str) {
     fs_err::write(folder.join(format!("{name}.pub")), key.public_line() + "\n").unwrap();
 }
 
-fn start_coordinator(dir: &Path, port: u16) -> Child {
-    let mut child = Command::new(STEADING)
+fn spawn_coordinator(dir: &Path, conditions: &Conditions, port: u16) -> Child {
+    let mut words = conditions.enclosure.clone();
+    words.push(STEADING.into());
+    Command::new(&words[0])
+        .args(&words[1..])
+        .envs(conditions.environment.clone())
         .arg("coordinator")
         .arg("--state")
         .arg(dir.join("coordinator"))
+        .arg("--config")
+        .arg(dir.join("steading.toml"))
         .arg("--listen")
         .arg(format!("127.0.0.1:{port}"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .stderr(append(&dir.join("coordinator.log")))
         .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        .unwrap()
+}
+
+fn until_ready(coordinator: &mut Child) {
+    let mut lines = BufReader::new(coordinator.stdout.take().unwrap()).lines();
     let ready = lines.any(|line| line.unwrap() == "READY");
     assert!(ready, "the coordinator ended before it was ready");
-    child
+}
+
+fn spawn_agent(
+    program: &Path,
+    arguments: &[OsString],
+    environment: &[(&'static str, OsString)],
+    log: &Path,
+) -> Child {
+    Command::new(program)
+        .args(arguments)
+        .envs(environment.iter().cloned())
+        .stdin(Stdio::null())
+        .stderr(append(log))
+        .spawn()
+        .unwrap()
+}
+
+fn append(log: &Path) -> Stdio {
+    let options = fs_err::OpenOptions::new().create(true).append(true).open(log);
+    options.unwrap().into_file().into()
+}
+
+/// Kills the processes of all attempts of an agent and all that they started, and waits until they
+/// are dead.
+fn kill_attempts(agent_state: &Path) {
+    let of_agent = |line: Vec<u8>| {
+        let mut words = line.split(|byte| *byte == 0).skip(1);
+        words.next() == Some(b"attempt")
+            && words
+                .next()
+                .is_some_and(|spool| spool.starts_with(agent_state.as_os_str().as_bytes()))
+    };
+    // A process may end at any moment, and then has no files.
+    let line = |id: i32| fs_err::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+    let leaders: Vec<i32> = processes().into_iter().filter(|id| of_agent(line(*id))).collect();
+    wait::until("the attempts of an agent are dead", || {
+        let living: Vec<i32> = processes()
+            .into_iter()
+            .filter(|id| leaders.contains(id) || leaders.contains(&session_of(*id)))
+            .filter(|id| of_agent(line(*id)) || !leaders.contains(id))
+            .collect();
+        for id in &living {
+            kill_process(Pid::from_raw(*id).unwrap(), Signal::KILL).ok();
+        }
+        living.is_empty()
+    });
+}
+
+/// Returns all processes that are visible here.
+fn processes() -> Vec<i32> {
+    let entries = fs_err::read_dir("/proc").unwrap();
+    entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Returns the session of a process that lives (proc(5)), and otherwise none that there is.
+fn session_of(process: i32) -> i32 {
+    let stat = fs_err::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let Some((_, rest)) = stat.rsplit_once(") ") else { return -1 };
+    let fields: Vec<&str> = rest.split(' ').collect();
+    if fields[0] == "Z" { -1 } else { fields[3].parse().unwrap() }
+}
+
+/// Runs a verb with this input, for threads that have no farm. `words` are [`Farm::ssh_words`].
+pub(crate) fn feed(words: &[String], verb: &str, input: &[u8]) -> Output {
+    let mut child = Command::new(&words[0])
+        .args(&words[1..])
+        .arg(verb)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The verb may answer before it has read everything.
+    child.stdin.take().unwrap().write_all(input).ok();
+    child.wait_with_output().unwrap()
+}
+
+/// Returns why this machine can have no farm of direct agents, if so.
+pub(crate) fn obstacle() -> Option<&'static str> {
+    let works = |command: &mut Command| {
+        let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        quiet.status().is_ok_and(|status| status.success())
+    };
+    if !works(Command::new("ssh").arg("-V")) {
+        return Some("there is no ssh in PATH");
+    }
+    let namespaces = ["--user", "--map-root-user", "--mount", "true"];
+    if !works(Command::new("unshare").args(namespaces)) {
+        return Some("the kernel grants no namespaces");
+    }
+    None
 }
 
 /// Waits until at least one build is in a state.

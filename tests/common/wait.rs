@@ -4,7 +4,7 @@ use std::{thread, time::Duration};
 use steading::telemetry::Clock;
 
 /// How long any condition may take: generous, because it only costs time when a test fails.
-const WAIT_MAX_MS: u64 = 60_000;
+const WAIT_MAX_MS: u64 = 180_000;
 /// The pause between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 

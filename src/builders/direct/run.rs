@@ -4,10 +4,10 @@ use super::{BuildOrder, BuilderError, sandbox};
 use crate::{builders::processes, core::time::Monotonic, telemetry::Clock};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use std::{
-    io::{self, PipeReader, Read as _},
+    io::{self, PipeReader, PipeWriter, Read as _},
     os::unix::process::CommandExt as _,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     thread,
     time::Duration,
@@ -50,13 +50,15 @@ pub(super) fn run(
 ) -> Result<Ending, BuilderError> {
     let (report, report_writer) = io::pipe()?;
     let (output, output_writer) = io::pipe()?;
+    let (alive, held_open) = io::pipe()?;
     let mut group = Group::start(
+        held_open,
         Command::new(program)
             .args([sandbox::SUBCOMMAND, sandbox::ENTER])
             .arg(order_file)
             // The variables of the build must not reach our own program's loader.
             .env_clear()
-            .stdin(Stdio::null())
+            .stdin(alive)
             .stdout(report_writer)
             .stderr(output_writer)
             .process_group(0),
@@ -74,14 +76,16 @@ pub(super) fn run(
 struct Group {
     child: Child,
     id: Pid,
+    /// Tells the first of them, before it starts anything, that this process lives.
+    _held_open: PipeWriter,
 }
 
 impl Group {
     /// Starts the first of them.
-    fn start(command: &mut Command) -> io::Result<Self> {
+    fn start(held_open: PipeWriter, command: &mut Command) -> io::Result<Self> {
         let child = command.spawn()?;
         let id = Pid::from_child(&child);
-        Ok(Self { child, id })
+        Ok(Self { child, id, _held_open: held_open })
     }
 
     /// Waits for the first process, or with [`WaitIdOptions::NOHANG`] only looks, and tells whether

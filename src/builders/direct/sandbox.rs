@@ -12,7 +12,8 @@
 //!
 //! ORDER is a file with an [`Order`] as MessagePack. Standard error is the build's log; on standard
 //! output one line says how it ended: `exit CODE`, `signal NUMBER` or `refused REASON`. Each
-//! process is killed when its parent dies, so ending an attempt ends its build.
+//! process is killed when its parent dies, so ending an attempt ends its build; standard input is
+//! a pipe whose other end the parent holds, for a parent that dies before that is arranged.
 
 mod files;
 mod mounts;
@@ -28,6 +29,10 @@ use rustix::net::{
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitOptions, getegid, geteuid, getpid, kill_process,
     set_child_subreaper, set_parent_process_death_signal, setrlimit, umask, wait,
+};
+use rustix::{
+    fs::{OFlags, fcntl_setfl},
+    io::{Errno, read},
 };
 use serde_bytes::ByteBuf;
 use std::{
@@ -172,8 +177,9 @@ fn enter_namespaces(file: &Path) -> Result<(), String> {
             ));
         }
     };
+    let (alive, _held_open) = io::pipe().map_err(|error| format!("making a pipe: {error}"))?;
     let mut begin = Command::new(super::Place::THIS_PROGRAM);
-    begin.args([SUBCOMMAND, stage]).arg(file).env_clear();
+    begin.args([SUBCOMMAND, stage]).arg(file).env_clear().stdin(alive);
     // Its own end is in its report, or shows as the lack of one.
     begin.status().map(drop).map_err(|error| format!("starting {stage}: {error}"))
 }
@@ -261,7 +267,7 @@ fn wait_for(builder: Pid, surroundings: Surroundings) -> Result<(), String> {
     loop {
         let status = match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid == builder => status,
-            Ok(_) | Err(rustix::io::Errno::INTR) => continue,
+            Ok(_) | Err(Errno::INTR) => continue,
             Err(error) => return Err(format!("waiting for the builder: {error}")),
         };
         if surroundings == Surroundings::Plain {
@@ -290,7 +296,7 @@ pub(super) fn kill_descendants(root: Pid) -> io::Result<()> {
         }
         for process in found {
             match kill_process(process, Signal::KILL) {
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Ok(()) | Err(Errno::SRCH) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -307,10 +313,20 @@ fn map_ids(user: (u32, u32), group: (u32, u32)) -> io::Result<()> {
     fs_err::write("/proc/self/gid_map", format!("{} {} 1\n", group.0, group.1))
 }
 
-/// Has the kernel kill this process when the one that started it dies.
+/// Has the kernel kill this process when the one that started it dies, and finds out whether it
+/// has died already: its end of the pipe that is standard input here is closed then. Without that
+/// a builder could go on that nobody waits for, while another begins on the same outputs.
 fn die_with_parent() -> Result<(), String> {
     set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|error| format!("following the parent's death: {error}"))
+        .map_err(|error| format!("following the parent's death: {error}"))?;
+    let input = io::stdin();
+    fcntl_setfl(&input, OFlags::NONBLOCK)
+        .map_err(|error| format!("looking for the parent: {error}"))?;
+    match read(&input, &mut [0u8; 1]) {
+        Err(Errno::AGAIN) => Ok(()),
+        Ok(_) => Err("the process that started this one has died".to_owned()),
+        Err(error) => Err(format!("looking for the parent: {error}")),
+    }
 }
 
 /// Reads the order.
