@@ -232,6 +232,10 @@ fn next(object: &Object) -> String {
     if object.unplaceable > 0 {
         return "see what no agent can take: ‘builds --state ready’, then ‘why ID’".to_owned();
     }
+    let idle = object.agents_paused + object.agents_draining;
+    if idle > 0 && object.slots_free == 0 && number(ShownState::Ready) > 0 {
+        return "give agents builds again: ‘agents’, then ‘agents resume NAME’".to_owned();
+    }
     if number(ShownState::Blocked) > 0 {
         return "see what failed below blocked builds: ‘builds --state blocked’, then ‘why ID’"
             .to_owned();
@@ -262,6 +266,9 @@ mod tests {
         assert_eq!(next(&object), "nothing: builds go on");
         object.builds.insert("blocked", 1);
         assert!(next(&object).contains("--state blocked"));
+        object.agents_paused = 1;
+        object.builds.insert("ready", 1);
+        assert!(next(&object).contains("agents resume NAME"));
         object.unplaceable = 1;
         assert!(next(&object).contains("no agent can take"));
         object.agents_quarantined = 1;
