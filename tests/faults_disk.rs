@@ -1,10 +1,6 @@
 //! A disk that fills up under a running coordinator: everything pauses, says why, and goes on by
 //! itself when there is room again.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "all of it is a test; a failure names its place, and what was measured is printed"
-)]
+#![expect(clippy::unwrap_used, reason = "all of it is a test; a failure names its place")]
 
 #[path = "common/closure.rs"]
 #[expect(dead_code, reason = "other tests have sources")]

@@ -1,9 +1,5 @@
 //! Large uploads over connections that break: nothing is lost, little is sent twice.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "all of it is a test; a failure names its place, and what was measured is printed"
-)]
+#![expect(clippy::unwrap_used, reason = "all of it is a test; a failure names its place")]
 
 #[path = "common/closure.rs"]
 #[expect(dead_code, reason = "other tests have sources")]

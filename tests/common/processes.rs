@@ -349,14 +349,15 @@ impl Farm {
     fn keep(&mut self) {
         const LINES: usize = 40;
         self.dir.disable_cleanup(true);
-        let mut text = format!("the farm stays in {}\n", self.dir.path().display());
+        let mut text = Vec::new();
+        writeln!(text, "the farm stays in {}", self.dir.path().display()).unwrap();
         for name in self.agents.keys().map(String::as_str).chain(["coordinator"]) {
             let log = fs_err::read_to_string(self.log_of(name)).unwrap_or_default();
             let skipped = log.lines().count().saturating_sub(LINES);
             let end: Vec<&str> = log.lines().skip(skipped).collect();
-            text += &format!("== {name}\n{}\n", end.join("\n"));
+            writeln!(text, "== {name}\n{}", end.join("\n")).unwrap();
         }
-        std::io::stderr().write_all(text.as_bytes()).ok();
+        std::io::stderr().write_all(&text).ok();
     }
 }
 

@@ -39,10 +39,6 @@ pub(crate) enum Way {
     Down,
 }
 
-impl Way {
-    pub(crate) const BOTH: [Self; 2] = [Self::Up, Self::Down];
-}
-
 /// What happens to the bytes of one way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rule {
@@ -95,7 +91,9 @@ impl Proxy {
 
     /// Sets what happens to both ways.
     pub(crate) fn rules(&self, rule: Rule) {
-        Way::BOTH.into_iter().for_each(|way| self.rule(way, rule));
+        for way in [Way::Up, Way::Down] {
+            self.rule(way, rule);
+        }
     }
 
     /// Ends all connections at once.

@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-/// A source of numbers: SplitMix64, which is small and even enough.
+/// A source of numbers: `SplitMix64`, which is small and even enough.
 pub(crate) struct Random(u64);
 
 impl Random {
