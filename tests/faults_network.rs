@@ -108,6 +108,14 @@ fn a_build_goes_to_another_agent_when_a_partition_outlasts_the_lease() {
     });
 }
 
+#[test]
+fn a_late_result_that_differs_is_disputed_and_changes_nothing() {
+    unless_hindered("a disputed result", || {
+        let disputed = both_build("disputed", "/usr/bin/head -c 99 /dev/urandom > $out\n");
+        assert_eq!(disputed, [true, false], "the one that came late differs");
+    });
+}
+
 /// Has a build done by both agents, amber's result coming late. Returns which is disputed.
 fn both_build(name: &'static str, body: &str) -> Vec<bool> {
     let mut scene = Scene::start(conditions(SHORT_LEASE));
@@ -135,6 +143,8 @@ fn both_build(name: &'static str, body: &str) -> Vec<bool> {
     let expected = [(AMBER, Some(AttemptEnd::AgentLost)), (BIRCH, Some(AttemptEnd::Succeeded))];
     assert_eq!(ends, expected);
     assert_eq!(scene.runs(&member).len(), 2);
+    let shown = &scene.farm.objects(&format!("show {build}"))[0]["attempts"][0];
+    assert!(shown["reported_at"].is_string(), "the late result was not noted: {shown}");
     scene.all_is_well();
     attempts.iter().map(|attempt| attempt.disputed).collect()
 }

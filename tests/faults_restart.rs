@@ -108,6 +108,8 @@ fn a_coordinator_is_restarted_while_builds_run() {
         scene.farm.restart_coordinator();
         ran_once(&scene, &build, &member);
         println!("measured: stopped in {stopped_ms} ms");
+        let log = fs_err::read_to_string(scene.farm.dir().join("amber.log")).unwrap();
+        assert!(log.contains("coordinator restarts"), "the stop was not announced");
         scene.until_nothing_kept(AMBER);
         scene.all_is_well();
     });
