@@ -4,6 +4,7 @@
 
 use super::{StoreError, doing};
 use rusqlite::{Connection, TransactionBehavior};
+use std::collections::BTreeMap;
 
 /// All scripts, in order. Script `n` leads from version `n` to version `n + 1`.
 const SCRIPTS: &[&str] =
@@ -25,6 +26,28 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
         tx.commit().map_err(doing("commit a migration"))?;
     }
     Ok(())
+}
+
+/// Returns which tables and indexes are not defined as the scripts define them. What somebody
+/// added is their own matter.
+pub(super) fn strange_definitions(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let expected = Connection::open_in_memory()?;
+    for script in SCRIPTS {
+        expected.execute_batch(script)?;
+    }
+    let found = definitions(connection)?;
+    let mut strange = definitions(&expected)?;
+    strange.retain(|name, sql| found.get(name) != Some(sql));
+    Ok(strange.into_keys().collect())
+}
+
+/// Returns the definition of each table, index and trigger that a script defines.
+fn definitions(connection: &Connection) -> rusqlite::Result<BTreeMap<String, String>> {
+    let mut select = connection.prepare(
+        "SELECT type || ' ' || name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY 1",
+    )?;
+    let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    rows.collect()
 }
 
 fn version(connection: &Connection) -> Result<u32, StoreError> {

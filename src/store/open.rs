@@ -56,6 +56,12 @@ impl Store {
             )
             .map_err(|error| named(path, open(error)))?;
         migrate::migrate(&mut connection).map_err(|error| named(path, error))?;
+        let strange = migrate::strange_definitions(&connection)
+            .map_err(|error| named(path, doing("read its definitions")(error)))?;
+        if !strange.is_empty() {
+            let findings = format!("not as this program defines it: {}", strange.join(", "));
+            return Err(StoreError::Corrupt { path: path.to_owned(), findings });
+        }
         Ok(Self {
             connection,
             dirs: BTreeMap::new(),

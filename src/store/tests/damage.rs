@@ -148,13 +148,15 @@ fn a_lock_of_another_program_is_waited_for() {
 
 /// Returns everything that a start and the commands read, as text.
 fn everything(store: &Store) -> Result<String, StoreError> {
+    use std::fmt::Write as _;
     let saved = store.load()?;
     let reader = store.reader()?;
     let filter = super::super::BuildFilter { limit: 100, ..Default::default() };
     let builds = reader.builds(&filter)?;
     let mut text = format!("{saved:?} {builds:?} {:?}", reader.holdings()?);
     for build in &builds {
-        text.push_str(&format!("{:?} {:?}", reader.attempts(build.id)?, reader.tags(build.id)?));
+        let (attempts, tags) = (reader.attempts(build.id)?, reader.tags(build.id)?);
+        write!(text, "{attempts:?} {tags:?}").unwrap();
     }
     Ok(text)
 }
