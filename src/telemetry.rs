@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_is_counted_and_costs_its_own_task_only() {
+    async fn a_panic_is_counted_and_costs_nobody_else_anything() {
         count_panics();
         let before = panics();
         let ended = tokio::spawn(async { panic!("as a test of what catches it") }).await;

@@ -279,7 +279,7 @@ mod tests {
     #[tokio::test]
     async fn a_log_is_whole_however_often_sessions_and_the_coordinators_copy_are_lost() {
         for seed in 1..=40 {
-            let mut dice = Dice(seed * 0x9e37_79b9_7f4a_7c15);
+            let mut dice = Dice(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
             let dir = tempfile::tempdir().unwrap();
             let allocation = Allocation {
                 attempt: ATTEMPT,

@@ -189,6 +189,9 @@ fn is_full(error: &io::Error) -> bool {
 
 /// Waits until a start can succeed, so that a coordinator on a full disk does not stop and start
 /// for ever. Returns early when the token fires.
+///
+/// # Errors
+/// When the filesystem does not say how much room it has.
 pub async fn room_to_start(dir: &Path, cancel: &CancellationToken) -> io::Result<()> {
     let mut said = false;
     while room_of(dir)?.free < START_BYTES_MIN && !cancel.is_cancelled() {
