@@ -29,7 +29,7 @@ pub(crate) enum Part {
     /// Own the queue, the database and the published nars; listen on one SSH port
     Coordinator(CoordinatorArguments),
     /// Build what the coordinator allocates, on this machine
-    Agent(AgentSetup),
+    Agent(AgentArguments),
     /// Run one attempt in its spool directory; agents start this
     #[command(hide = true)]
     Attempt {
@@ -70,6 +70,29 @@ pub(crate) struct CoordinatorArguments {
     /// The configuration [default: DIR/steading.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+}
+
+/// `steading agent` without a subcommand runs the agent.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct AgentArguments {
+    #[command(subcommand)]
+    pub(crate) act: Option<AgentAct>,
+    #[command(flatten)]
+    pub(crate) setup: AgentSetup,
+}
+
+/// What is done instead of running an agent.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AgentAct {
+    /// Check everything an agent with these options needs, and say how to mend what is wrong
+    Doctor {
+        #[command(flatten)]
+        setup: AgentSetup,
+        /// Print one JSON object per check
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Where an agent lives and how it is set up.

@@ -3,7 +3,7 @@
 mod arguments;
 
 use anyhow::{Context as _, bail};
-use arguments::{AgentSetup, Arguments, CoordinatorArguments, Part};
+use arguments::{AgentAct, AgentArguments, AgentSetup, Arguments, CoordinatorArguments, Part};
 use clap::Parser as _;
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
 };
 use steading::{
-    agent,
+    agent::{self, doctor::Grade},
     builders::direct::sandbox,
     commands::{self, client},
     config::{Config, Presence},
@@ -48,7 +48,10 @@ fn main() -> ExitCode {
 fn run(part: Part) -> anyhow::Result<ExitCode> {
     match part {
         Part::Coordinator(arguments) => coordinator(&arguments),
-        Part::Agent(setup) => run_agent(&setup),
+        Part::Agent(AgentArguments { act: None, setup }) => run_agent(&setup),
+        Part::Agent(AgentArguments { act: Some(AgentAct::Doctor { setup, json }), .. }) => {
+            doctor(&setup, json)
+        }
         Part::Attempt { spool } => Ok(agent::attempt::main(&spool)),
         Part::Demo { keep } => {
             start_telemetry("steading=warn");
@@ -136,6 +139,26 @@ fn run_agent(setup: &AgentSetup) -> anyhow::Result<ExitCode> {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Prints what the doctor finds, as it is for people or, with `json`, for scripts.
+fn doctor(setup: &AgentSetup, json: bool) -> anyhow::Result<ExitCode> {
+    start_telemetry("steading=error");
+    let settings = setup.settings().context("the agent's settings cannot be used")?;
+    let upkeep = settings.upkeep().fixed();
+    let config = setup.config(settings, upkeep)?;
+    let runtime = tokio::runtime::Runtime::new().context("threads cannot be started")?;
+    let findings = runtime.block_on(agent::doctor::examine(&config, Clock::start()));
+    let mut out = std::io::stdout().lock();
+    for finding in &findings {
+        if json {
+            writeln!(out, "{}", serde_json::to_string(finding)?)?;
+        } else {
+            writeln!(out, "{finding}")?;
+        }
+    }
+    let well = findings.iter().all(|finding| finding.grade != Grade::Fail);
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Returns a token that is canceled by the signals that ask a process to stop.

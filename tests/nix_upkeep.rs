@@ -348,3 +348,42 @@ fn a_canceled_build_leaves_no_process_behind() {
     assert!(farm.run(&format!("cancel {id}")).status.success());
     assert_eq!(heard.recv_timeout(PATIENCE).unwrap(), "gone");
 }
+
+#[test]
+fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
+    let nix = nix_or_skip!();
+    let mut farm = Farm::start();
+    farm.start_nix_agent("amber", &nix.socket());
+    wait::until("the agent is connected", || {
+        farm.objects("agents").iter().any(|agent| agent["connected"] == true)
+    });
+    let grade = |findings: &[serde_json::Value], check: &str| {
+        let found = findings.iter().find(|finding| finding["check"] == check);
+        found.map(|finding| finding["grade"].as_str().unwrap().to_owned())
+    };
+    let (status, findings) = farm.doctor("amber", &nix.socket(), &["--min-free", "1M"]);
+    for check in ["key", "host key", "clock", "daemon", "trust", "state", "store disk", "systems"] {
+        assert_eq!(grade(&findings, check).as_deref(), Some("ok"), "{check}: {findings:?}");
+    }
+    // The user is trusted, but the key is not: it works, and may be better.
+    assert_eq!(grade(&findings, "signatures").as_deref(), Some("warn"), "{findings:?}");
+    assert_eq!(status, Some(0));
+
+    let key = farm.run_file("signing-nix.pub");
+    let believing = nix_or_skip!(&format!("trusted-public-keys = {key}\n"));
+    let (status, findings) = farm.doctor("amber", &believing.socket(), &[]);
+    assert_eq!(grade(&findings, "signatures").as_deref(), Some("ok"), "{findings:?}");
+    assert_eq!(status, Some(0));
+
+    let emulated = ["--emulated-system", "vax-linux", "--min-free", "900000T"];
+    let (status, findings) = farm.doctor("amber", Path::new("/nonexistent"), &emulated);
+    for check in ["daemon", "store disk"] {
+        assert_eq!(grade(&findings, check).as_deref(), Some("fail"), "{check}: {findings:?}");
+    }
+    let bad = findings.iter().filter(|finding| finding["grade"] == "fail");
+    assert!(bad.clone().all(|finding| finding["mend"].is_string()), "{findings:?}");
+    assert_eq!(status, Some(1));
+    // It was not disturbed meanwhile.
+    let agents = farm.objects("agents");
+    assert!(agents.iter().all(|agent| agent["connected"] == true), "{agents:?}");
+}

@@ -9,9 +9,10 @@
 //! agent that started it, or the next one, follows the spool, reports and uploads. So builds
 //! survive lost connections, restarts and upgrades of the agent.
 //!
-//! Entry points: [`run`] is `steading agent`; [`attempt::main`] is the hidden `steading attempt`.
+//! Entry points: [`run`] is `steading agent`; [`doctor::examine`] is `steading agent doctor`; [`attempt::main`] is the hidden `steading attempt`.
 //! Meanwhile [`upkeep`] looks after the machine: it says how many builds are wanted just now, and
-//! makes room in the store.
+//! makes room in the store. [`doctor`] looks once at everything that an agent needs, and
+//! explains it.
 //!
 //! One place, `attempts`, owns what is known of all attempts; each attempt has one `life`, which
 //! tells it by channel how far it is.
@@ -22,6 +23,7 @@ mod backoff;
 mod blocking;
 mod bulk;
 mod child;
+pub mod doctor;
 mod life;
 mod pack;
 mod prepare;
