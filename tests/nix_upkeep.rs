@@ -383,6 +383,11 @@ fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
     let bad = findings.iter().filter(|finding| finding["grade"] == "fail");
     assert!(bad.clone().all(|finding| finding["mend"].is_string()), "{findings:?}");
     assert_eq!(status, Some(1));
+    // Nobody made a key for this one.
+    let (status, findings) = farm.doctor("birch", &nix.socket(), &[]);
+    assert_eq!(grade(&findings, "key").as_deref(), Some("fail"), "{findings:?}");
+    assert_eq!(grade(&findings, "host key").as_deref(), Some("ok"), "{findings:?}");
+    assert_eq!(status, Some(1));
     // It was not disturbed meanwhile.
     let agents = farm.objects("agents");
     assert!(agents.iter().all(|agent| agent["connected"] == true), "{agents:?}");

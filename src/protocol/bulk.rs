@@ -69,7 +69,6 @@ pub enum BulkFromAgent {
 /// What the coordinator says on a bulk channel.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[expect(clippy::large_enum_variant, reason = "one is alive at a time; a box would only cost")]
 pub enum BulkToAgent {
     /// A piece of the text of the attempt's derivation.
     Derivation {

@@ -60,7 +60,7 @@ fn file_and_options_have_the_same_settings() {
 
 #[test]
 fn the_table_at_the_head_names_every_key() {
-    let keys: Vec<&str> = WHOLE.lines().filter_map(|line| line.split(" = ").nth(0)).collect();
+    let keys: Vec<&str> = WHOLE.lines().filter_map(|line| line.split(" = ").next()).collect();
     for key in keys.into_iter().filter(|key| !key.is_empty()) {
         let row = format!("//! | `{key}` |");
         assert!(include_str!("../settings.rs").contains(&row), "{key}");

@@ -160,7 +160,8 @@ mod tests {
     fn nar_of(content: &[u8]) -> Vec<u8> {
         let mut nar = NarWriter::new(Vec::new());
         nar.begin().unwrap();
-        nar.regular(Regular { executable: false, size: content.len() as u64 }).unwrap();
+        let size = content.len().try_into().unwrap();
+        nar.regular(Regular { executable: false, size }).unwrap();
         nar.content(content).unwrap();
         nar.finish().unwrap()
     }
@@ -189,7 +190,7 @@ mod tests {
         let info = PathInfo {
             path: path(&direct, name),
             nar_hash: Sha256::of(&nar),
-            nar_bytes: nar.len() as u64,
+            nar_bytes: nar.len().try_into().unwrap(),
             references: references.iter().map(|name| path(&direct, name)).collect(),
             deriver: None,
             signatures: vec![],

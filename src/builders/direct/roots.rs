@@ -70,8 +70,9 @@ impl Roots {
             Some(own) => own,
             none => none.insert(Own::new(&self.dir)?),
         };
-        let lines: String = new.iter().map(|path| format!("{path}\n")).collect();
-        own.file.write_all(lines.as_bytes())?;
+        let mut lines: Vec<String> = new.iter().map(ToString::to_string).collect();
+        lines.push(String::new());
+        own.file.write_all(lines.join("\n").as_bytes())?;
         own.rooted.extend(new);
         Ok(())
     }
