@@ -29,7 +29,7 @@ pub(crate) enum Part {
     /// Own the queue, the database and the published nars; listen on one SSH port
     Coordinator(CoordinatorArguments),
     /// Build what the coordinator allocates, on this machine
-    Agent(AgentArguments),
+    Agent(Box<AgentArguments>),
     /// Run one attempt in its spool directory; agents start this
     #[command(hide = true)]
     Attempt {

@@ -3,7 +3,7 @@
 mod arguments;
 
 use anyhow::{Context as _, bail};
-use arguments::{AgentAct, AgentArguments, AgentSetup, Arguments, CoordinatorArguments, Part};
+use arguments::{AgentAct, AgentSetup, Arguments, CoordinatorArguments, Part};
 use clap::Parser as _;
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -48,10 +48,10 @@ fn main() -> ExitCode {
 fn run(part: Part) -> anyhow::Result<ExitCode> {
     match part {
         Part::Coordinator(arguments) => coordinator(&arguments),
-        Part::Agent(AgentArguments { act: None, setup }) => run_agent(&setup),
-        Part::Agent(AgentArguments { act: Some(AgentAct::Doctor { setup, json }), .. }) => {
-            doctor(&setup, json)
-        }
+        Part::Agent(arguments) => match arguments.act {
+            None => run_agent(&arguments.setup),
+            Some(AgentAct::Doctor { setup, json }) => doctor(&setup, json),
+        },
         Part::Attempt { spool } => Ok(agent::attempt::main(&spool)),
         Part::Demo { keep } => {
             start_telemetry("steading=warn");
