@@ -12,6 +12,7 @@ mod farm;
 use closure::{drv, export};
 use farm::Farm;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use steading::{
     config::Config,
     coordinator::engine_thread::ORDERS_MAX,
@@ -57,7 +58,7 @@ impl Agent {
             systems: vec!["x86_64-linux".to_owned()],
             emulated_systems: Vec::new(),
             features: Vec::new(),
-            tags: Default::default(),
+            tags: BTreeMap::default(),
             slots: 2,
         };
         let instance = InstanceId::from_bytes([7; 16]);

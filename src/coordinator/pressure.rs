@@ -106,9 +106,10 @@ impl Pressure {
         loop {
             let reason = self.look();
             if reason != told {
-                match &reason {
-                    Some(reason) => tracing::warn!(reason, "nothing new is taken"),
-                    None => tracing::info!("there is room again: everything goes on"),
+                if let Some(reason) = &reason {
+                    tracing::warn!(reason, "nothing new is taken");
+                } else {
+                    tracing::info!("there is room again: everything goes on");
                 }
                 if engine.close_intake(reason.clone()).await.is_err() {
                     return;

@@ -138,5 +138,5 @@ fn marker_bytes(end: u64, start: u64) -> u64 {
 }
 
 fn path_of(dir: &Path, start: u64) -> PathBuf {
-    dir.join(format!("{PREFIX}{start:0width$}", width = DIGITS))
+    dir.join(format!("{PREFIX}{start:0DIGITS$}"))
 }

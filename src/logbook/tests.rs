@@ -57,7 +57,12 @@ fn rest_of(view: &mut View) -> Vec<u8> {
 
 /// Bytes in which every place is different enough from its neighbors.
 fn content(length: usize) -> Vec<u8> {
-    (0..length).map(|place| if place % 7 == 6 { b'\n' } else { (place % 251) as u8 }).collect()
+    (0..=250u8)
+        .cycle()
+        .take(length)
+        .enumerate()
+        .map(|(place, byte)| if place % 7 == 6 { b'\n' } else { byte })
+        .collect()
 }
 
 #[test]
@@ -190,10 +195,10 @@ fn the_last_lines_are_the_same_in_both_forms() {
         assert_eq!(log.last_lines(lines), expected.as_bytes(), "{text:?} {lines} sealed");
     }
     let log = Log::new();
-    let long = [vec![b'x'; 200_000], b"\n".to_vec(), vec![b'y'; 70_000]].concat();
-    log.writer(1 << 20).append(0, &long).unwrap();
+    let both = [vec![b'x'; 200_000], b"\n".to_vec(), vec![b'y'; 70_000]].concat();
+    log.writer(1 << 20).append(0, &both).unwrap();
     assert!(log.last_lines(1) == vec![b'y'; 70_000]);
-    assert!(log.last_lines(2) == long);
+    assert!(log.last_lines(2) == both);
 }
 
 #[test]

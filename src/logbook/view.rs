@@ -34,7 +34,10 @@ enum Source {
 
 impl std::fmt::Debug for View {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("View").field("live", &self.live).field("place", &self.place).finish()
+        f.debug_struct("View")
+            .field("live", &self.live)
+            .field("place", &self.place)
+            .finish_non_exhaustive()
     }
 }
 
@@ -200,5 +203,5 @@ enum Found {
 }
 
 fn count_ends(bytes: &[u8]) -> u64 {
-    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
+    bytes.split(|byte| *byte == b'\n').skip(1).fold(0, |count, _| count + 1)
 }

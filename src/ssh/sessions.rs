@@ -191,15 +191,12 @@ impl Sessions {
         let earned = passed_ms.saturating_mul(u64::from(limits.commands_per_second));
         usage.allowance = usage.allowance.saturating_add(earned).min(most);
         usage.counted = now;
-        match usage.allowance.checked_sub(1_000) {
-            Some(rest) => {
-                usage.allowance = rest;
-                Ok(())
-            }
-            None => {
-                self.refused.fetch_add(1, Ordering::Relaxed);
-                Err(limits.commands_per_second)
-            }
+        if let Some(rest) = usage.allowance.checked_sub(1_000) {
+            usage.allowance = rest;
+            Ok(())
+        } else {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            Err(limits.commands_per_second)
         }
     }
 

@@ -151,15 +151,14 @@ impl Log {
         attempt: AttemptId,
         limits: Limits,
     ) -> io::Result<&mut Writer> {
-        let writer = match self.writer.take() {
-            Some(writer) => writer,
-            None => {
-                let (live, sealed) = (live_dir(dir, attempt), sealed_path(dir, attempt));
-                if sealed.exists() {
-                    logbook::unseal(&live, &sealed)?;
-                }
-                Writer::open(live, limits)?
+        let writer = if let Some(writer) = self.writer.take() {
+            writer
+        } else {
+            let (live, sealed) = (live_dir(dir, attempt), sealed_path(dir, attempt));
+            if sealed.exists() {
+                logbook::unseal(&live, &sealed)?;
             }
+            Writer::open(live, limits)?
         };
         Ok(self.writer.insert(writer))
     }
