@@ -275,7 +275,7 @@ fn log_rules(config: &Config) -> LogRules {
 
 /// Removes what earlier processes left of uploads that nobody will go on with.
 fn sweep(depot: &Depot, live: &BTreeSet<AttemptId>) -> Result<(), DepotError> {
-    let found = depot.sweep_incoming(live)?;
+    let found = depot.sweep_incoming(|attempt| live.contains(&attempt))?;
     if found.removed > 0 {
         tracing::info!(removed = found.removed, kept = found.files, "abandoned uploads removed");
     }

@@ -20,6 +20,8 @@ pub(super) const PUBLIC: u32 = 0o755;
 pub(super) const WRITTEN_ONCE: u32 = 0o444;
 /// Narinfos and `nix-cache-info`.
 pub(super) const PUBLIC_FILE: u32 = 0o644;
+/// What the names of compressed nars end with.
+const NAR_SUFFIX: &str = ".nar.zst";
 /// How many characters of an unusual store directory its tree's name shows.
 const TREE_NAME_CHARACTERS_MAX: usize = 40;
 
@@ -81,7 +83,12 @@ impl Places {
 
 /// Returns the name of a compressed nar, here and in the published tree.
 pub(super) fn nar_file_name(file_hash: &Sha256) -> String {
-    format!("{}.nar.zst", file_hash.base32())
+    format!("{}{NAR_SUFFIX}", file_hash.base32())
+}
+
+/// Returns the hash in the name of a compressed nar; nothing when it is another name.
+pub(super) fn nar_file_hash(name: &str) -> Option<Sha256> {
+    Sha256::parse(name.strip_suffix(NAR_SUFFIX)?)
 }
 
 /// Returns the name of the tree of a store directory: its last characters, made safe, and a hash
@@ -126,6 +133,15 @@ pub(super) fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
 /// Sets the permissions of a file or directory.
 pub(super) fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
     fs_err::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// Makes a file look as if it was written now.
+pub(super) fn touch(path: &Path) -> io::Result<()> {
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, utimensat};
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    let same = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    let times = Timestamps { last_access: same, last_modification: now };
+    Ok(utimensat(CWD, path, &times, AtFlags::empty())?)
 }
 
 /// Refuses a secret that other users can get at.

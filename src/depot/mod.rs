@@ -6,8 +6,9 @@
 //! back as records; it knows neither the database nor the network, and whoever calls it does so
 //! from a thread that may block.
 //!
-//! Nothing here is locked: files of the depot are named after the hash of their bytes and are
-//! never written twice, so two threads that bring the same nar do no harm. The order that keeps
+//! Hardly anything here is locked: files of the depot are named after the hash of their bytes and
+//! are never written twice, so two threads that bring the same nar do no harm. Only the removal of
+//! files that no row speaks of keeps everybody out for a moment. The order that keeps
 //! promises is always the same: files are moved into place, then [`Depot::sync`], then the rows
 //! are committed, then others hear of it.
 //!
@@ -18,6 +19,7 @@ mod error;
 mod intake;
 mod key;
 mod layout;
+mod orphans;
 mod publish;
 mod spool;
 #[cfg(test)]
@@ -29,7 +31,7 @@ pub use error::{DepotError, Fault};
 pub use intake::{Fact, Intake, IntakeCounts, IntakeError, IntakeRules, IntakeSummary, Known};
 pub use publish::{PublishPolicy, PublishReport, Publisher, Unpublished};
 pub use spool::IncomingFiles;
-pub use upload::{Upload, UploadRules, VerifiedNar, VerifyError};
+pub use upload::{SYNC_INTERVAL, Upload, UploadRules, VerifiedNar, VerifyError};
 
 use crate::{
     core::{
@@ -46,7 +48,7 @@ use spool::{SpoolNames, TempFile};
 use std::{
     io::{self, Read as _, Write},
     path::Path,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 /// The largest window that a reader of zstd allows, as a power of two: 128 MiB, the most that
@@ -64,6 +66,8 @@ struct Inner {
     places: Places,
     key: NixSecretKey,
     spool_names: SpoolNames,
+    /// Written while a file of the depot is removed, read while one is moved there.
+    settling: RwLock<()>,
 }
 
 impl Depot {
@@ -78,7 +82,7 @@ impl Depot {
         let places = Places::make(state_dir)?;
         let spool_names = SpoolNames::new(&seed);
         let key = key::load_or_make(&places.secrets, key_name, seed)?;
-        Ok(Self(Arc::new(Inner { places, key, spool_names })))
+        Ok(Self(Arc::new(Inner { places, key, spool_names, settling: RwLock::default() })))
     }
 
     /// Returns the public signing key of the Nix dialect, as `trusted-public-keys` has it.
@@ -111,9 +115,8 @@ impl Depot {
     /// # Errors
     /// When files cannot be moved; the upload then is still in `incoming/` and can be resumed.
     pub fn keep(&self, verified: VerifiedNar, at: Timestamp) -> Result<NarRecord, DepotError> {
-        let VerifiedNar { info, file_hash, file_bytes, spool, lock } = verified;
-        self.settle(&spool, &file_hash)?;
-        drop(lock);
+        let VerifiedNar { info, file_hash, file_bytes, spooled } = verified;
+        spooled.settle(|file| self.settle(file, &file_hash))?;
         Ok(NarRecord { info, file_hash, file_bytes, origin: NarOrigin::Built, at })
     }
 
@@ -173,12 +176,16 @@ impl Depot {
     /// Moves a complete file to its place in the depot, unless the same bytes are there.
     fn settle(&self, file: &Path, file_hash: &Sha256) -> io::Result<()> {
         let target = self.0.places.nar(file_hash);
+        let _settling = self.0.settling.read().unwrap_or_else(PoisonError::into_inner);
         // A file that came before a power failure can be there torn and unrecorded; its name
         // proves nothing, so its bytes are compared.
         if layout::have_same_bytes(file, &target)? {
+            // It counts as new, so that it is no orphan before its row is there.
+            layout::touch(&target)?;
             return fs_err::remove_file(file);
         }
         layout::make_dir(&self.0.places.shard(file_hash), layout::PRIVATE)?;
+        layout::touch(file)?;
         layout::set_mode(file, layout::WRITTEN_ONCE)?;
         fs_err::rename(file, target)
     }

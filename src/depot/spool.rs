@@ -7,7 +7,7 @@
 use super::{Depot, DepotError};
 use crate::core::{hash::Sha256, hash::Sha256Hasher, id::AttemptId, store_path::StorePath};
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     io::{self, Write},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
@@ -151,34 +151,71 @@ pub struct IncomingFiles {
 }
 
 impl Depot {
-    /// Removes what will not be resumed from `incoming/`: uploads of attempts that are not
-    /// `live`, and what earlier processes left of export streams. It may be called at any time.
+    /// Removes what will not be resumed from `incoming/`: uploads of attempts that are not live,
+    /// and what earlier processes left of export streams. It may be called at any time.
     ///
     /// # Errors
     /// When the directory cannot be read or a file not be removed.
-    pub fn sweep_incoming(&self, live: &BTreeSet<AttemptId>) -> Result<IncomingFiles, DepotError> {
+    pub fn sweep_incoming(
+        &self,
+        is_live: impl Fn(AttemptId) -> bool,
+    ) -> Result<IncomingFiles, DepotError> {
         let own = format!("{STREAM}{}-", self.0.spool_names.tag);
-        let is_live = |attempt: AttemptId| live.contains(&attempt);
         let mut found = IncomingFiles::default();
-        for entry in fs_err::read_dir(&self.0.places.incoming)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let name = name.to_str().unwrap_or_default();
+        for (name, path, bytes) in self.incoming()? {
             let wanted = match name.strip_prefix(UPLOAD) {
-                // A UUID has 36 characters.
-                Some(rest) => rest.get(..36).and_then(|id| id.parse().ok()).is_some_and(is_live),
+                Some(rest) => attempt_of(rest).is_some_and(&is_live),
                 None => name.starts_with(&own) || !name.starts_with(STREAM),
             };
-            // A file can be moved away between the listing and here.
-            let Ok(metadata) = entry.metadata() else { continue };
             if wanted {
                 found.files += 1;
-                found.bytes += metadata.len();
-            } else {
-                fs_err::remove_file(entry.path())?;
+                found.bytes += bytes;
+            } else if removed(&path)? {
                 found.removed += 1;
             }
         }
         Ok(found)
+    }
+
+    /// Returns how much there is of each attempt in `incoming/`, in bytes.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn staged(&self) -> Result<BTreeMap<AttemptId, u64>, DepotError> {
+        let mut staged = BTreeMap::new();
+        for (name, _, bytes) in self.incoming()? {
+            if let Some(attempt) = name.strip_prefix(UPLOAD).and_then(attempt_of) {
+                *staged.entry(attempt).or_default() += bytes;
+            }
+        }
+        Ok(staged)
+    }
+
+    /// Lists `incoming/`: names, paths and lengths.
+    fn incoming(&self) -> Result<Vec<(String, PathBuf, u64)>, DepotError> {
+        let mut found = Vec::new();
+        for entry in fs_err::read_dir(&self.0.places.incoming)? {
+            let entry = entry?;
+            // A file can be moved away between the listing and here.
+            let Ok(metadata) = entry.metadata() else { continue };
+            let name = entry.file_name().to_str().unwrap_or_default().to_owned();
+            found.push((name, entry.path(), metadata.len()));
+        }
+        Ok(found)
+    }
+}
+
+/// Returns the attempt that the name of an upload's file begins with.
+fn attempt_of(rest: &str) -> Option<AttemptId> {
+    // A UUID has 36 characters.
+    rest.get(..36)?.parse().ok()
+}
+
+/// Removes a file. Returns whether it was there.
+fn removed(path: &Path) -> io::Result<bool> {
+    match fs_err::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }

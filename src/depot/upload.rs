@@ -6,31 +6,23 @@
 
 mod check;
 mod error;
+mod spooled;
 
 pub use error::VerifyError;
+pub use spooled::SYNC_INTERVAL;
 
 use super::{Depot, Fault, spool::upload_name};
 use crate::{
     core::{
-        derivation::FixedOutput,
-        hash::{Sha256, Sha256Hasher},
-        id::AttemptId,
-        path_info::PathInfo,
+        derivation::FixedOutput, hash::Sha256, id::AttemptId, path_info::PathInfo,
         store_path::StorePath,
     },
     formats::nar::NarLimits,
     protocol::bulk::OfferedOutput,
 };
 use check::NarCheck;
-use rustix::{
-    fs::{FlockOperation, flock},
-    io::Errno,
-};
-use std::{
-    io::{self, Read as _, Write as _},
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-};
+pub(super) use spooled::Spooled;
+use std::io;
 
 /// The only compression that uploads may have.
 const COMPRESSION: &str = "zstd";
@@ -57,15 +49,12 @@ pub struct UploadRules<'a> {
     pub limits: NarLimits,
 }
 
-/// One upload under way.
+/// One upload under way. What came stays for the next try when this is dropped.
 pub struct Upload {
     depot: Depot,
-    spool: PathBuf,
-    file: fs_err::File,
+    spooled: Spooled,
     /// Bytes that an earlier try brought.
     offset: u64,
-    received: u64,
-    hasher: Sha256Hasher,
     /// Gone when the upload was refused.
     check: Option<NarCheck>,
     declared: Declared,
@@ -85,9 +74,8 @@ pub struct VerifiedNar {
     pub(super) info: PathInfo,
     pub(super) file_hash: Sha256,
     pub(super) file_bytes: u64,
-    pub(super) spool: PathBuf,
     /// Keeps the lock, so that nobody writes to the file any more.
-    pub(super) lock: fs_err::File,
+    pub(super) spooled: Spooled,
 }
 
 impl VerifiedNar {
@@ -95,6 +83,21 @@ impl VerifiedNar {
     #[must_use]
     pub const fn info(&self) -> &PathInfo {
         &self.info
+    }
+
+    /// Returns the length of the file, in bytes.
+    #[must_use]
+    pub const fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+
+    /// Notes that the file is complete, so that it is not sent again even if this process is
+    /// killed before the nar is kept. Costs two syncs: for those that others follow.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn mark(&mut self) -> io::Result<()> {
+        self.spooled.mark()
     }
 }
 
@@ -107,29 +110,19 @@ impl Depot {
         let expected = rules.expected;
         check_declarations(expected, &rules.limits)?;
         let name = upload_name(rules.attempt, &expected.info.path, &expected.file_hash);
-        let spool = self.0.places.incoming.join(name);
         let declared = Declared { file_hash: expected.file_hash, file_bytes: expected.file_bytes };
-        let check = NarCheck::new(rules)?;
-        let (mut file, offset) = open_spool(&spool, declared.file_bytes)?;
-        let mut upload = Upload {
-            depot: self.clone(),
-            spool: spool.clone(),
-            file: file.try_clone().map_err(Fault::Io)?,
-            offset,
-            received: 0,
-            hasher: Sha256Hasher::default(),
-            check: Some(check),
-            declared,
-        };
-        if upload.reread(&mut file).is_err() {
-            // What an earlier process wrote need not have reached the disk. Begin again, once.
-            upload.file.set_len(0).map_err(Fault::Io)?;
-            upload.offset = 0;
-            upload.received = 0;
-            upload.hasher = Sha256Hasher::default();
-            upload.check = Some(NarCheck::new(rules)?);
+        let mut check = NarCheck::new(rules)?;
+        let path = self.0.places.incoming.join(name);
+        let (mut spooled, mark) = Spooled::open(path, declared.file_bytes)?;
+        if let Some(mark) = mark {
+            // Whatever is wrong with it, it cannot be gone on with. Begin again, once.
+            if !matches!(spooled.reread(mark, |bytes| check.feed(bytes)), Ok(true)) {
+                spooled.restart().map_err(Fault::Io)?;
+                check = NarCheck::new(rules)?;
+            }
         }
-        Ok(upload)
+        let offset = spooled.bytes();
+        Ok(Upload { depot: self.clone(), spooled, offset, check: Some(check), declared })
     }
 }
 
@@ -148,7 +141,7 @@ impl Upload {
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), VerifyError> {
         let result = self.take(bytes).and_then(|()| {
             // Written last, so that what was refused is not resumed.
-            Ok(self.file.write_all(bytes).map_err(Fault::Io)?)
+            Ok(self.spooled.append(bytes).map_err(Fault::Io)?)
         });
         result.map_err(|error| self.refused(error))
     }
@@ -158,16 +151,23 @@ impl Upload {
     /// # Errors
     /// As for [`Upload::write`].
     pub fn finish(mut self, file_hash: Sha256) -> Result<VerifiedNar, VerifyError> {
-        self.complete(file_hash).map_err(|error| self.refused(error))
+        match self.complete(file_hash) {
+            Ok(info) => {
+                let Declared { file_hash, file_bytes } = self.declared;
+                Ok(VerifiedNar { info, file_hash, file_bytes, spooled: self.spooled })
+            }
+            Err(error) => Err(self.refused(error)),
+        }
     }
 
-    fn complete(&mut self, file_hash: Sha256) -> Result<VerifiedNar, VerifyError> {
+    fn complete(&mut self, file_hash: Sha256) -> Result<PathInfo, VerifyError> {
         let Declared { file_hash: declared, file_bytes } = self.declared;
         let check = self.check.take().ok_or(VerifyError::Over)?;
-        if self.received != file_bytes {
-            return Err(VerifyError::FileBytes { declared: file_bytes, came: self.received });
+        if self.spooled.bytes() != file_bytes {
+            let came = self.spooled.bytes();
+            return Err(VerifyError::FileBytes { declared: file_bytes, came });
         }
-        let computed = std::mem::take(&mut self.hasher).finish();
+        let computed = self.spooled.hash();
         for claimed in [declared, file_hash] {
             if claimed != computed {
                 return Err(VerifyError::FileHash { claimed, computed });
@@ -175,32 +175,17 @@ impl Upload {
         }
         let mut info = check.finish()?;
         self.depot.sign(&mut info);
-        let lock = self.file.try_clone().map_err(Fault::Io)?;
-        Ok(VerifiedNar { info, file_hash: computed, file_bytes, spool: self.spool.clone(), lock })
+        Ok(info)
     }
 
     /// Looks at bytes without writing them.
     fn take(&mut self, bytes: &[u8]) -> Result<(), VerifyError> {
         let check = self.check.as_mut().ok_or(VerifyError::Over)?;
-        let came = self.received.saturating_add(bytes.len() as u64);
+        let came = self.spooled.bytes().saturating_add(bytes.len() as u64);
         if came > self.declared.file_bytes {
             return Err(VerifyError::FileBytes { declared: self.declared.file_bytes, came });
         }
-        self.received = came;
-        self.hasher.update(bytes);
         check.feed(bytes)
-    }
-
-    /// Looks at what an earlier try brought.
-    fn reread(&mut self, file: &mut fs_err::File) -> Result<(), VerifyError> {
-        let mut buffer = vec![0; super::BUFFER_BYTES];
-        while self.received < self.offset {
-            match file.read(&mut buffer).map_err(Fault::Io)? {
-                0 => return Err(VerifyError::Over),
-                len => self.take(&buffer[..len])?,
-            }
-        }
-        Ok(())
     }
 
     /// Gives the upload up, and says whose fault it is.
@@ -210,9 +195,7 @@ impl Upload {
             // All that was written is what the agent sent, and passed as far as it goes.
             return error;
         }
-        if let Err(error) = fs_err::remove_file(&self.spool) {
-            tracing::warn!(%error, "a refused upload could not be removed");
-        }
+        self.spooled.remove();
         if self.offset > 0 { VerifyError::EarlierPart(Box::new(error)) } else { error }
     }
 }
@@ -231,33 +214,4 @@ fn check_declarations(expected: &OfferedOutput, limits: &NarLimits) -> Result<()
         return Err(VerifyError::FileTooLong { bytes: expected.file_bytes, max });
     }
     Ok(())
-}
-
-/// Opens the file of an upload for reading and appending, and returns its length. A file that is
-/// longer than it may be is emptied.
-///
-/// The file is locked as long as it is open: an agent that reconnects can begin before the end of
-/// its old connection is noticed.
-fn open_spool(path: &Path, bytes_max: u64) -> Result<(fs_err::File, u64), VerifyError> {
-    let file = fs_err::OpenOptions::new().read(true).append(true).create(true).open(path);
-    let file = file.map_err(Fault::Io)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => return Err(VerifyError::Busy),
-        Err(errno) => return Err(Fault::Io(errno.into()).into()),
-    }
-    let measure = || -> io::Result<Option<u64>> {
-        let metadata = file.metadata()?;
-        if metadata.nlink() == 0 {
-            // The one who had the lock moved or removed the file before the lock was had here.
-            return Ok(None);
-        }
-        if metadata.len() > bytes_max {
-            file.set_len(0)?;
-            return Ok(Some(0));
-        }
-        Ok(Some(metadata.len()))
-    };
-    let bytes = measure().map_err(Fault::Io)?.ok_or(VerifyError::Busy)?;
-    Ok((file, bytes))
 }

@@ -3,6 +3,7 @@
 use super::{Reader, StoreError, doing, row};
 use crate::core::{
     change::{NarOrigin, NarRecord},
+    hash::Sha256,
     path_info::PathInfo,
     store_path::{PathHash, StorePath},
     time::Timestamp,
@@ -145,6 +146,35 @@ impl Reader {
             })
             .map_err(doing("look for a publication"))?;
         Ok(at.flatten().map(Timestamp::from_ms))
+    }
+
+    /// Returns which files nars are in, in path order behind `after`, a page at a time.
+    ///
+    /// # Errors
+    /// [`StoreError::Sql`] and [`StoreError::Damaged`].
+    pub fn nar_files(
+        &self,
+        after: Option<PathHash>,
+    ) -> Result<Vec<(PathHash, Sha256)>, StoreError> {
+        let sql = doing("read the files of nars");
+        let after: &[u8] = after.as_ref().map_or(&[], |hash| hash.as_bytes());
+        let mut select = self
+            .connection
+            .prepare_cached(
+                "SELECT path, file_hash FROM nars WHERE path > :after ORDER BY path LIMIT :limit",
+            )
+            .map_err(&sql)?;
+        let mut rows = select
+            .query(named_params! { ":after": after, ":limit": UNPUBLISHED_PER_READ })
+            .map_err(&sql)?;
+        let mut files = Vec::new();
+        while let Some(row) = rows.next().map_err(&sql)? {
+            let path: Vec<u8> = row.get(0).map_err(&sql)?;
+            let file: Vec<u8> = row.get(1).map_err(&sql)?;
+            let path = PathHash::from_bytes(row::bytes(TABLE, &path)?);
+            files.push((path, row::sha256(TABLE, &file)?));
+        }
+        Ok(files)
     }
 
     /// Returns nars that may be published and are not, in path order behind `after`, a page at

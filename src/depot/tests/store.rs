@@ -2,10 +2,14 @@
 
 use super::{World, path};
 use crate::{
-    core::{hash::Sha256, id::AttemptId},
+    core::{hash::Sha256, id::AttemptId, time::Timestamp},
     depot::{Depot, DepotError, IncomingFiles, IntakeError, Publisher, Upload, VerifiedNar, spool},
 };
-use std::{collections::BTreeSet, fs::Permissions, os::unix::fs::PermissionsExt as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::Permissions,
+    os::unix::fs::PermissionsExt as _,
+};
 
 #[test]
 fn everything_is_made_with_its_permissions_and_found_again() {
@@ -76,10 +80,44 @@ fn what_will_not_be_resumed_is_swept() {
     ] {
         fs_err::write(world.dir.path().join("incoming").join(name), "12345").unwrap();
     }
-    let found = world.depot.sweep_incoming(&BTreeSet::from([live])).unwrap();
+    let found = world.depot.sweep_incoming(|attempt| attempt == live).unwrap();
     assert_eq!(found, IncomingFiles { files: 2, bytes: 5, removed: 3 });
+    assert_eq!(world.depot.staged().unwrap(), BTreeMap::from([(live, 5)]));
     drop(own);
     assert_eq!(world.files("incoming"), [kept]);
+}
+
+#[test]
+fn orphans_are_found_by_age_and_spared_when_somebody_brings_them_again() {
+    let world = World::new();
+    let settle = |content: &[u8]| {
+        let file = world.dir.path().join("incoming/file");
+        fs_err::write(&file, content).unwrap();
+        world.depot.settle(&file, &Sha256::of(content)).unwrap();
+        Sha256::of(content)
+    };
+    let [old, published, again] = [&b"old"[..], b"published", b"again"].map(settle);
+    let place = |hash: &Sha256| world.depot.0.places.nar(hash);
+    fs_err::hard_link(place(&published), world.dir.path().join("public/link")).unwrap();
+    fs_err::write(world.dir.path().join("depot").join("README"), "").unwrap();
+    // Nothing is old yet.
+    let past = Timestamp::from_ms(1_000_000_000_000);
+    assert_eq!(world.depot.unpublished_files(past).unwrap(), BTreeSet::new());
+    // All of it is older than the end of time; then one is brought again.
+    let end = Timestamp::from_ms(i64::MAX);
+    let found = world.depot.unpublished_files(end).unwrap();
+    assert_eq!(found, BTreeSet::from([old, again]));
+    let long_ago = rustix::fs::Timespec { tv_sec: 1_000, tv_nsec: 0 };
+    let times = rustix::fs::Timestamps { last_access: long_ago, last_modification: long_ago };
+    for hash in [old, published, again] {
+        let flags = rustix::fs::AtFlags::empty();
+        rustix::fs::utimensat(rustix::fs::CWD, place(&hash), &times, flags).unwrap();
+    }
+    assert_eq!(world.depot.unpublished_files(past).unwrap(), found);
+    settle(b"again");
+    assert_eq!(world.depot.remove_orphans(&found, past).unwrap(), 1);
+    assert_eq!(world.depot.remove_orphans(&found, past).unwrap(), 0);
+    assert_eq!([old, published, again].map(|hash| place(&hash).exists()), [false, true, true]);
 }
 
 #[test]

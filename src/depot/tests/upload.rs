@@ -8,7 +8,7 @@ use crate::{
         id::AttemptId,
         store_path::StorePath,
     },
-    depot::{UploadRules, VerifiedNar, VerifyError},
+    depot::{SYNC_INTERVAL, UploadRules, VerifiedNar, VerifyError},
     formats::{
         nar::{NarLimits, sample::Tree, sample::any_tree},
         narinfo,
@@ -307,19 +307,61 @@ fn a_damaged_earlier_part_is_sent_again() {
         &path("output"),
         &sent.offer.file_hash,
     ));
-    // Nonsense from the first byte on is seen at once.
-    fs_err::write(&spool, vec![0; half]).unwrap();
-    assert_eq!(world.depot.upload(&sent.rules()).map(|upload| upload.offset()).unwrap(), 0);
-    // What is too long is no part of it.
-    fs_err::write(&spool, vec![0; sent.bytes.len() + 1]).unwrap();
+    let bytes_of = |spool: &std::path::Path| fs_err::metadata(spool).unwrap().len();
+    let marked = |content: &[u8], length: u64, hash: Sha256| {
+        fs_err::write(&spool, content).unwrap();
+        let mark = [&length.to_be_bytes()[..], hash.as_bytes()].concat();
+        fs_err::write(spool.with_added_extension("mark"), mark).unwrap();
+        world.depot.upload(&sent.rules()).map(|upload| upload.offset()).unwrap()
+    };
+    let start = &sent.bytes[..half];
+    let length = half as u64;
+    // What is marked is gone on with; what is behind the mark is not believed.
+    assert_eq!(marked(start, length, Sha256::of(start)), length);
+    assert_eq!(marked(&sent.bytes, length, Sha256::of(start)), length);
+    assert_eq!(bytes_of(&spool), length);
+    // A file shorter than its mark, or other than it, is worth nothing; nor is one without.
+    assert_eq!(marked(&start[1..], length, Sha256::of(start)), 0);
+    assert_eq!(bytes_of(&spool), 0);
+    assert_eq!(marked(&vec![0; half], length, Sha256::of(start)), 0);
+    assert_eq!(marked(start, u64::MAX, Sha256::of(start)), 0);
+    assert_eq!(marked(&vec![0; half], length, Sha256::of(&vec![0; half])), 0);
+    fs_err::remove_file(spool.with_added_extension("mark")).unwrap();
+    fs_err::write(&spool, start).unwrap();
     assert_eq!(world.depot.upload(&sent.rules()).map(|upload| upload.offset()).unwrap(), 0);
     // Another valid file shows only at the end, and the agent is not to blame.
     let other = zstd::stream::encode_all(&nar[..], 1).unwrap();
-    fs_err::write(&spool, &other[..1000]).unwrap();
+    assert_eq!(marked(&other[..1000], 1000, Sha256::of(&other[..1000])), 1000);
     let error = sent.send(&world).map(drop).unwrap_err();
     assert!(matches!(error, VerifyError::EarlierPart(_)), "{error}");
     assert_eq!(error.code(), RefusalCode::TryLater);
+    assert!(world.files("incoming").is_empty());
     assert!(sent.send(&world).is_ok());
+}
+
+#[test]
+fn a_killed_coordinator_has_all_but_the_last_interval() {
+    let content: Vec<u8> = (0u64..)
+        .map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        .take(10 << 20)
+        .flat_map(|n| n.rotate_left(29).wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes())
+        .collect();
+    let sent = Sent::new(&file(&content).nar(), &[]);
+    let sync = usize::try_from(SYNC_INTERVAL).unwrap();
+    assert!(sent.bytes.len() > sync + (sync >> 3), "it is too short: {}", sent.bytes.len());
+    let world = World::new();
+    let mut upload = world.depot.upload(&sent.rules()).unwrap();
+    for piece in sent.bytes[..sync + (sync >> 3)].chunks(1 << 20) {
+        upload.write(piece).unwrap();
+    }
+    // What a killed process leaves: no destructor has run, the lock is gone. The copy stands for
+    // it, because a process cannot kill itself and go on.
+    let (incoming, after) = (world.dir.path().join("incoming"), World::new());
+    for name in world.files("incoming") {
+        fs_err::copy(incoming.join(&name), after.dir.path().join("incoming").join(&name)).unwrap();
+    }
+    assert_eq!(after.depot.upload(&sent.rules()).unwrap().offset(), SYNC_INTERVAL);
+    assert!(sent.send(&after).is_ok());
 }
 
 proptest! {
