@@ -146,6 +146,7 @@ impl AgentSetup {
             features: settings.features,
             slots: settings.max_parallel_builds.unwrap_or(1),
             uploads: settings.max_parallel_uploads.unwrap_or(1),
+            upload_rate: settings.max_upload_rate,
             cores: settings.cores.unwrap_or(0),
             tags,
             substituters,

@@ -11,6 +11,9 @@
 //! | `log-keep-days` | days | 365 | for how long logs are kept |
 //! | `log-keep-bytes` | bytes | 53687091200 | how much disk all compressed logs may take; the oldest go first |
 //! | `min-free` | bytes | 5368709120, or a twentieth of a smaller disk | how much of the state directory's disk stays free; below, nothing new is taken |
+//! | `uploads-max` | number | 16 | how many uploads are received at a time; more wait for their turn |
+//! | `uploads-per-agent-max` | number | 4 | how many of them may be of one agent |
+//! | `staged-gib-max` | GiB | 64 | how much one agent may have sent that is not committed |
 //! | `signing-key-name` | text | host name and `-1` | the name of a signing key made at first start |
 //! | `publish."STORE DIR"` | `complete`, `external-references-allowed` | `complete` | when a path becomes visible |
 //!
@@ -21,7 +24,7 @@ use crate::{
     depot::PublishPolicy,
 };
 use fs_err as fs;
-use std::{collections::BTreeMap, io, net::SocketAddr, path::Path};
+use std::{collections::BTreeMap, io, net::SocketAddr, num::NonZeroU32, path::Path};
 
 /// The coordinator's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
@@ -46,6 +49,12 @@ pub struct Config {
     pub log_keep_bytes: u64,
     /// How many bytes of the state directory's filesystem stay free.
     pub min_free: Option<u64>,
+    /// How many uploads are received at a time.
+    pub uploads_max: NonZeroU32,
+    /// How many uploads of one agent are received at a time.
+    pub uploads_per_agent_max: NonZeroU32,
+    /// How much one agent may have sent that is not committed, in GiB.
+    pub staged_gib_max: NonZeroU32,
     /// The name of a signing key made at first start.
     pub signing_key_name: Option<String>,
     /// When a path becomes visible, by store directory.
@@ -64,6 +73,9 @@ impl Default for Config {
             log_keep_days: 365,
             log_keep_bytes: 50 << 30,
             min_free: None,
+            uploads_max: NonZeroU32::MIN.saturating_add(15),
+            uploads_per_agent_max: NonZeroU32::MIN.saturating_add(3),
+            staged_gib_max: NonZeroU32::MIN.saturating_add(63),
             signing_key_name: None,
             publish: BTreeMap::new(),
         }
@@ -152,6 +164,7 @@ mod tests {
             "listen = '127.0.0.1:0'\nstrategy = 'derivation-ordered'\npriority-step = 1\n\
              lease = 60\nquarantine-after = 3\nlog-cap = 65536\nlog-keep-days = 7\n\
              log-keep-bytes = 1\nmin-free = 9\nsigning-key-name = 'farm-2'\n\
+             uploads-max = 3\nuploads-per-agent-max = 2\nstaged-gib-max = 1\n\
              [publish]\n'/nix/store' = 'external-references-allowed'\n",
         )
         .unwrap();
@@ -161,6 +174,8 @@ mod tests {
         let logs = (config.log_cap, config.log_keep_days, config.log_keep_bytes);
         assert_eq!(logs, (65_536, 7, 1));
         assert_eq!(config.min_free, Some(9));
+        let numbers = [config.uploads_max, config.uploads_per_agent_max, config.staged_gib_max];
+        assert_eq!(numbers.map(NonZeroU32::get), [3, 2, 1]);
         assert_eq!(
             config.publish.get(&StoreDir::nix()),
             Some(&PublishPolicy::ExternalReferencesAllowed)

@@ -166,6 +166,7 @@ impl World {
             features: vec![],
             slots: 1,
             uploads: 1,
+            upload_rate: None,
             cores: 1,
             tags: BTreeMap::new(),
             substituters: Substituters::default(),
@@ -340,11 +341,12 @@ async fn a_build_gets_its_inputs_and_delivers_its_output() {
     let input = info(world.path("0c96x2i7vy7wb2jd0jlp1vlp1jvxijzy-input"), &input_nar);
     let script = format!("echo begun; cat {} > $out", input.path);
     let mut bulk = world.prepare(&script, vec![input.clone()]).await;
-    let fetch = BulkFromAgent::Fetch { path: input.path.clone(), offset: 0 };
+    let fetch = BulkFromAgent::Fetch { path: input.path.clone(), offset: 0, file_hash: None };
     assert_eq!(bulk.receive::<BulkFromAgent>().await, fetch);
     let compressed = zstd::encode_all(&input_nar[..], 3).unwrap();
     let file_bytes = compressed.len() as u64;
-    bulk.send(&BulkToAgent::Nar { info: input, compression: "zstd".to_owned(), file_bytes }).await;
+    let (compression, file_hash) = ("zstd".to_owned(), None);
+    bulk.send(&BulkToAgent::Nar { info: input, compression, file_bytes, file_hash }).await;
     for piece in compressed.chunks(7) {
         bulk.send(&BulkToAgent::Data { bytes: Bytes::copy_from_slice(piece) }).await;
     }
@@ -356,7 +358,8 @@ async fn a_build_gets_its_inputs_and_delivers_its_output() {
 
     let offered = offer(&mut bulk).await;
     assert_eq!((offered.name.as_str(), &offered.info.path), ("out", &world.output()));
-    bulk.send(&BulkToAgent::Plan { outputs: vec![OutputPlan::Send { offset: 0 }] }).await;
+    bulk.send(&BulkToAgent::Plan { outputs: vec![OutputPlan::Send { offset: 0 }], signs: false })
+        .await;
     let sent = file(&mut bulk).await;
     assert_eq!(sent.len() as u64, offered.file_bytes);
     assert_eq!(Sha256::of(&sent), offered.file_hash);
@@ -368,10 +371,152 @@ async fn a_build_gets_its_inputs_and_delivers_its_output() {
         BulkToAgent::Refused { code: RefusalCode::TryLater, reason: "disk full".to_owned() };
     bulk.send(&refusal).await;
     assert_eq!(offer(&mut bulk).await, offered);
-    bulk.send(&BulkToAgent::Plan { outputs: vec![OutputPlan::Send { offset: 9 }] }).await;
+    bulk.send(&BulkToAgent::Plan { outputs: vec![OutputPlan::Send { offset: 9 }], signs: false })
+        .await;
     assert_eq!(file(&mut bulk).await, sent[9..]);
     assert!(world.spool(attempt).exists());
-    bulk.send(&BulkToAgent::Committed { attempt }).await;
+    bulk.send(&BulkToAgent::Committed { attempt, ahead: 0 }).await;
+    world.until_gone(attempt).await;
+    agent.stop().await;
+}
+
+/// Bytes that cannot be compressed.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut noise = vec![0; bytes];
+    getrandom::fill(&mut noise).unwrap();
+    noise
+}
+
+/// Runs one attempt without inputs to its end, and returns the channel on which its outputs will be
+/// offered, if they come on the same.
+async fn built(world: &mut World, control: &mut Channel, script: &str) -> (AttemptId, Channel) {
+    control.welcome(vec![], vec![]).await;
+    let allocation = world.allocation(1);
+    let attempt = allocation.attempt;
+    control.send(&ToAgent::Allocate(allocation)).await;
+    let bulk = world.prepare(script, vec![]).await;
+    let (log, outcome, _) = control.told_to_the_end().await;
+    assert_eq!(outcome, Outcome::Built, "{}", log.escape_ascii());
+    (attempt, bulk)
+}
+
+#[tokio::test]
+async fn an_input_that_was_cut_goes_on_where_it_ended() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    let mut control = world.control().await;
+    control.welcome(vec![], vec![]).await;
+    control.send(&ToAgent::Allocate(world.allocation(1))).await;
+    let input_nar = nar(&noise(1_000_000));
+    let input = info(world.path("0c96x2i7vy7wb2jd0jlp1vlp1jvxijzy-input"), &input_nar);
+    let compressed = zstd::encode_all(&input_nar[..], 3).unwrap();
+    let file_hash = Some(Sha256::of(&compressed));
+    let announced = BulkToAgent::Nar {
+        info: input.clone(),
+        compression: "zstd".to_owned(),
+        file_bytes: compressed.len() as u64,
+        file_hash,
+    };
+    let script = format!("cat {} > $out", input.path);
+    let fetch = |offset: u64, file_hash| BulkFromAgent::Fetch {
+        path: input.path.clone(),
+        offset,
+        file_hash,
+    };
+    let half = compressed.len() / 2;
+    let mut bulk = world.prepare(&script, vec![input.clone()]).await;
+    assert_eq!(bulk.receive::<BulkFromAgent>().await, fetch(0, None));
+    bulk.send(&announced).await;
+    for piece in compressed[..half].chunks(100_000) {
+        bulk.send(&BulkToAgent::Data { bytes: Bytes::copy_from_slice(piece) }).await;
+    }
+    // The channel ends without an end.
+    drop(bulk);
+    let mut bulk = world.prepare(&script, vec![input.clone()]).await;
+    assert_eq!(bulk.receive::<BulkFromAgent>().await, fetch(half as u64, file_hash));
+    bulk.send(&announced).await;
+    for piece in compressed[half..].chunks(100_000) {
+        bulk.send(&BulkToAgent::Data { bytes: Bytes::copy_from_slice(piece) }).await;
+    }
+    bulk.send(&BulkToAgent::End {}).await;
+    let (log, outcome, _) = control.told_to_the_end().await;
+    assert_eq!(outcome, Outcome::Built, "{}", log.escape_ascii());
+    let offered = offer(&mut bulk).await;
+    assert_eq!(offered.info.nar_hash, Sha256::of(&input_nar));
+    assert_eq!(fs_err::read_dir(world.dir.path().join("state/inputs")).unwrap().count(), 0);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_small_output_costs_one_round_trip() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    let mut control = world.control().await;
+    let (attempt, mut bulk) = built(&mut world, &mut control, "echo small > $out").await;
+    let BulkFromAgent::Offer { attempt: offered, outputs, eager, signs } = bulk.receive().await
+    else {
+        panic!("no offer")
+    };
+    assert_eq!((offered, outputs.len(), signs), (attempt, 1, true));
+    assert_eq!(Sha256::of(&eager[0]), outputs[0].file_hash);
+    assert_eq!(zstd::decode_all(&eager[0][..]).unwrap(), nar(b"small\n"));
+    // Waiting for its turn ends nothing, and being asked to come again does not either.
+    bulk.send(&BulkToAgent::Wait {}).await;
+    let (code, reason) = (RefusalCode::TryLater, "disk full".to_owned());
+    bulk.send(&BulkToAgent::Refused { code, reason }).await;
+    assert!(matches!(bulk.receive().await, BulkFromAgent::Offer { eager, .. } if eager.len() == 1));
+    bulk.send(&BulkToAgent::Committed { attempt, ahead: 64 }).await;
+    world.until_gone(attempt).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_coordinator_that_stands_still_is_left_and_offered_to_again() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    let mut control = world.control().await;
+    let script = "head -c 1000000 /dev/urandom > $out";
+    let (attempt, mut bulk) = built(&mut world, &mut control, script).await;
+    let offered = offer(&mut bulk).await;
+    let send = vec![OutputPlan::Send { offset: 0 }];
+    bulk.send(&BulkToAgent::Plan { outputs: send.clone(), signs: true }).await;
+    // It is alive, but takes next to nothing; what is sent meanwhile lies in buffers.
+    for _ in 0..2 {
+        assert!(matches!(bulk.receive().await, BulkFromAgent::Data { .. }));
+    }
+    let clock = Clock::start();
+    for _ in 0..4 {
+        bulk.send(&BulkToAgent::Taken { bytes: 7 }).await;
+    }
+    let mut again = world.bulk().await;
+    assert!(clock.now().mono.as_ms() < 20_000, "signs that tell of no progress count");
+    assert_eq!(offer(&mut again).await, offered);
+    again.send(&BulkToAgent::Plan { outputs: send.clone(), signs: true }).await;
+    assert_eq!(file(&mut again).await.len() as u64, offered.file_bytes);
+    // Now it does not even give signs of life.
+    let mut third = world.bulk().await;
+    assert!(clock.now().mono.as_ms() > 30_000);
+    assert_eq!(offer(&mut third).await, offered);
+    third.send(&BulkToAgent::Committed { attempt, ahead: 0 }).await;
+    world.until_gone(attempt).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn outputs_are_sent_no_faster_than_allowed() {
+    let mut world = World::new().await;
+    let agent = World::agent_with(AgentConfig { upload_rate: Some(400_000), ..world.config() });
+    let mut control = world.control().await;
+    let script = "head -c 1000000 /dev/urandom > $out";
+    let (attempt, mut bulk) = built(&mut world, &mut control, script).await;
+    let offered = offer(&mut bulk).await;
+    let clock = Clock::start();
+    let outputs = vec![OutputPlan::Send { offset: 0 }];
+    bulk.send(&BulkToAgent::Plan { outputs, signs: true }).await;
+    assert_eq!(Sha256::of(&file(&mut bulk).await), offered.file_hash);
+    // 2.5 s at the rate, of which a quarter may come at once.
+    assert!(clock.now().mono.as_ms() > 2_000, "{} ms", clock.now().mono.as_ms());
+    bulk.send(&BulkToAgent::Committed { attempt, ahead: 0 }).await;
     world.until_gone(attempt).await;
     agent.stop().await;
 }

@@ -21,7 +21,9 @@ use steading::{
     formats::nar::{NarWriter, Regular},
     protocol::{
         BULK_SUBSYSTEM, CONTROL_SUBSYSTEM,
-        bulk::{BulkFromAgent, BulkToAgent, OfferedOutput, OutputPlan, RefusalCode},
+        bulk::{
+            BulkFromAgent, BulkToAgent, OFFERS_AHEAD_MAX, OfferedOutput, OutputPlan, RefusalCode,
+        },
         frame::{self, Decoder, FRAME_BYTES_MAX},
         handshake::{Capabilities, Hello, PROTOCOL_MAX},
         message::{Allocation, FromAgent, ToAgent},
@@ -244,9 +246,14 @@ impl Bulk {
 
     /// Offers; the answer may have to wait for the report on the other channel.
     async fn offer(&mut self, attempt: AttemptId, outputs: &[OfferedOutput]) -> BulkToAgent {
-        self.say(&BulkFromAgent::Offer { attempt, outputs: outputs.to_vec() }).await;
+        self.say(&plain_offer(attempt, outputs.to_vec())).await;
         self.next().await.unwrap()
     }
+}
+
+/// An offer without files in it, of an agent that knows no signs of life.
+fn plain_offer(attempt: AttemptId, outputs: Vec<OfferedOutput>) -> BulkFromAgent {
+    BulkFromAgent::Offer { attempt, outputs, eager: vec![], signs: false }
 }
 
 /// Returns the compressed nar of a small file, and an offer of it as an output.
@@ -335,11 +342,14 @@ async fn outputs_that_are_right_are_committed_and_published() {
     let (offered, file) = output("out", &path, b"content");
     let file_hash = offered.file_hash;
     let mut bulk = agent.bulk().await;
-    let plan = BulkToAgent::Plan { outputs: vec![OutputPlan::Send { offset: 0 }] };
+    let plan = BulkToAgent::Plan { outputs: vec![OutputPlan::Send { offset: 0 }], signs: false };
     assert_eq!(bulk.offer(attempt, &[offered]).await, plan);
     bulk.say(&BulkFromAgent::Data { bytes: file }).await;
     bulk.say(&BulkFromAgent::End { file_hash }).await;
-    assert_eq!(bulk.next().await, Some(BulkToAgent::Committed { attempt }));
+    assert_eq!(
+        bulk.next().await,
+        Some(BulkToAgent::Committed { attempt, ahead: OFFERS_AHEAD_MAX })
+    );
     assert_eq!(world.last_end().await, Some(AttemptEnd::Succeeded));
 }
 
@@ -352,7 +362,7 @@ async fn an_offer_that_overtakes_the_report_is_answered_with_it() {
     let attempt = agent.allocation().await.attempt;
     let (offered, _) = output("out", &path, b"content");
     let mut bulk = agent.bulk().await;
-    bulk.say(&BulkFromAgent::Offer { attempt, outputs: vec![offered] }).await;
+    bulk.say(&plain_offer(attempt, vec![offered])).await;
     let outcome = Outcome::Built;
     agent.say(&FromAgent::Finished { attempt, outcome, log_bytes: 0 }).await;
     assert!(matches!(bulk.next().await, Some(BulkToAgent::Plan { .. })));
@@ -412,7 +422,7 @@ async fn another_agents_attempt_cannot_be_offered_prepared_or_finished() {
     bulk.say(&BulkFromAgent::Prepare { attempt }).await;
     assert_eq!(refusal(bulk.next().await).0, RefusalCode::Stale);
     let (offered, _) = output("out", &path, b"content");
-    bulk.say(&BulkFromAgent::Offer { attempt, outputs: vec![offered] }).await;
+    bulk.say(&plain_offer(attempt, vec![offered])).await;
     assert_eq!(refusal(bulk.next().await).0, RefusalCode::Stale);
     assert_eq!(world.states().await, [ShownState::Allocated]);
 }

@@ -1,9 +1,10 @@
 //! Bulk channels: connections apart from the control one, opened on demand and kept.
 
+use super::backoff::Backoff;
 use crate::{
     protocol::{
         BULK_SUBSYSTEM,
-        bulk::{BulkFromAgent, BulkToAgent},
+        bulk::{BulkFromAgent, BulkToAgent, STALL_MAX},
         frame::{self, Decoder, FrameError},
     },
     ssh::{
@@ -11,10 +12,11 @@ use crate::{
         WriteError, client::OpenError,
     },
 };
-use std::time::Duration;
+use bytes::Bytes;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::{
-    sync::{mpsc, oneshot},
-    time::timeout,
+    sync::{Mutex, mpsc, oneshot},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 const ASKS_MAX: usize = 64;
 /// How long the coordinator may take for its next message.
 const ANSWER_MAX: Duration = Duration::from_mins(2);
+/// How long a connection that nobody uses is kept.
+const WARM_MAX: Duration = Duration::from_mins(1);
 
 /// Why an exchange was not completed. Trying again on another channel may help.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +45,9 @@ pub(super) enum BulkError {
     /// The channel ended.
     #[error("the connection was lost")]
     Lost,
+    /// The coordinator takes nothing of what is sent.
+    #[error("the coordinator took nothing for {} s", STALL_MAX.as_secs())]
+    Stalled,
     /// The coordinator said nothing.
     #[error("the coordinator did not answer in {} s", .0.as_secs())]
     Late(Duration),
@@ -54,7 +61,16 @@ pub(super) enum BulkError {
 pub(super) struct Pool {
     asks: mpsc::Sender<oneshot::Sender<Exchange>>,
     client: ClientConfig,
+    dialing: Arc<Mutex<Dialing>>,
     cancel: CancellationToken,
+}
+
+/// When the coordinator may be dialed again. Whoever dials has it, so that one after the other
+/// does, and those behind a failure wait out its pause.
+#[derive(Debug, Default)]
+struct Dialing {
+    not_before: Option<Instant>,
+    backoff: Backoff,
 }
 
 impl Pool {
@@ -62,7 +78,7 @@ impl Pool {
     pub(super) fn start(client: ClientConfig, lines: usize, cancel: CancellationToken) -> Self {
         let (asks, asked) = mpsc::channel(ASKS_MAX);
         drop(tokio::spawn(lend(asked, lines, cancel.clone())));
-        Self { asks, client, cancel }
+        Self { asks, client, dialing: Arc::default(), cancel }
     }
 
     /// Returns a channel for one exchange, waiting until one is free.
@@ -74,13 +90,36 @@ impl Pool {
         self.asks.send(answer).await.map_err(|_| BulkError::Lost)?;
         let mut exchange = answered.await.map_err(|_| BulkError::Lost)?;
         if exchange.line.is_none() {
-            let connection = ssh::connect(&self.client, &self.cancel).await?;
-            let (reader, writer) = connection.subsystem(BULK_SUBSYSTEM).await?;
-            let decoder = Decoder::default();
-            exchange.line = Some(Line { connection, reader, writer, decoder });
+            exchange.line = Some(self.dial().await?);
         }
         Ok(exchange)
     }
+
+    async fn dial(&self) -> Result<Line, BulkError> {
+        let mut dialing = self.dialing.lock().await;
+        if let Some(not_before) = dialing.not_before {
+            sleep_until(not_before).await;
+        }
+        let open = async {
+            let connection = ssh::connect(&self.client, &self.cancel).await?;
+            let (reader, writer) = connection.subsystem(BULK_SUBSYSTEM).await?;
+            let writer = writer.with_deadline(STALL_MAX);
+            Ok(Line { connection, reader, writer, decoder: Decoder::default(), ahead: 1 })
+        };
+        let opened = open.await;
+        if opened.is_ok() {
+            *dialing = Dialing::default();
+        } else {
+            dialing.not_before = Some(Instant::now() + dialing.backoff.pause());
+        }
+        opened
+    }
+}
+
+/// A connection that waits to be used.
+struct Idle {
+    line: Line,
+    since: Instant,
 }
 
 /// Lends the places to those who ask, in order.
@@ -90,23 +129,31 @@ async fn lend(
     cancel: CancellationToken,
 ) {
     let (home, mut returned) = mpsc::channel(places);
-    let mut idle: Vec<Line> = Vec::new();
+    let mut idle: VecDeque<Idle> = VecDeque::new();
     let mut free = places;
     loop {
+        let cold = idle.front().map(|oldest| oldest.since + WARM_MAX);
         tokio::select! {
             // A connection that just came back is lent again before a new one is opened.
             biased;
             () = cancel.cancelled() => return,
             line = returned.recv() => {
                 free += 1;
-                idle.extend(line.flatten());
+                idle.extend(line.flatten().map(|line| Idle { line, since: Instant::now() }));
+            }
+            () = sleep_until(cold.unwrap_or_else(Instant::now)), if cold.is_some() => {
+                if let Some(Idle { line, .. }) = idle.pop_front() {
+                    drop(tokio::spawn(line.connection.close()));
+                }
             }
             ask = asked.recv(), if free > 0 => {
                 let Some(ask) = ask else { return };
                 free -= 1;
-                idle.retain(|line| !line.connection.lost().is_cancelled());
-                let (line, home) = (idle.pop(), home.clone());
-                if let Err(unwanted) = ask.send(Exchange { line, state: State::Unfinished, home }) {
+                idle.retain(|idle| !idle.line.connection.lost().is_cancelled());
+                // The one that was used last, so that those too many grow cold.
+                let line = idle.pop_back().map(|idle| idle.line);
+                let exchange = Exchange { line, state: State::Unfinished, home: home.clone() };
+                if let Err(unwanted) = ask.send(exchange) {
                     unwanted.finish();
                 }
             }
@@ -121,6 +168,8 @@ struct Line {
     reader: ChannelReader,
     writer: GuardedWriter,
     decoder: Decoder,
+    /// How many offers with all their files may be unanswered at a time, as far as is known.
+    ahead: usize,
 }
 
 /// Whether a channel is between two exchanges.
@@ -144,10 +193,29 @@ impl Exchange {
     ///
     /// # Errors
     /// [`BulkError::Write`], [`BulkError::Frame`].
-    pub(super) async fn send(&mut self, message: &BulkFromAgent) -> Result<(), BulkError> {
-        let line = self.line.as_mut().ok_or(BulkError::Lost)?;
-        line.writer.write(frame::encode(message)?).await?;
-        Ok(())
+    pub(super) async fn send(&self, message: &BulkFromAgent) -> Result<(), BulkError> {
+        self.sender()?.send(frame::encode(message)?).await
+    }
+
+    /// Returns what can send while this receives.
+    ///
+    /// # Errors
+    /// [`BulkError::Lost`].
+    pub(super) fn sender(&self) -> Result<Sender, BulkError> {
+        let line = self.line.as_ref().ok_or(BulkError::Lost)?;
+        Ok(Sender(line.writer.clone()))
+    }
+
+    /// Returns how many offers with all their files may be unanswered at a time.
+    pub(super) fn ahead(&self) -> usize {
+        self.line.as_ref().map_or(1, |line| line.ahead)
+    }
+
+    /// Notes what the coordinator said of that.
+    pub(super) fn set_ahead(&mut self, ahead: u32) {
+        if let Some(line) = &mut self.line {
+            line.ahead = usize::try_from(ahead).unwrap_or(1).max(1);
+        }
     }
 
     /// Returns the next message, which must come soon.
@@ -167,37 +235,29 @@ impl Exchange {
         &mut self,
         patience: Duration,
     ) -> Result<BulkToAgent, BulkError> {
-        let line = self.line.as_mut().ok_or(BulkError::Lost)?;
-        let next = async {
-            loop {
-                if let Some(message) = line.decoder.next_message()? {
-                    return Ok(message);
-                }
-                match line.reader.next().await {
-                    Incoming::Data(bytes) => line.decoder.feed(&bytes),
-                    Incoming::Stderr(_) | Incoming::Exited(_) => {}
-                    Incoming::Eof | Incoming::Lost => return Err(BulkError::Lost),
-                }
-            }
-        };
+        let next = self.receive_flowing(Duration::MAX);
         timeout(patience, next).await.map_err(|_| BulkError::Late(patience))?
     }
 
-    /// Sends a message, unless the coordinator says something first: that is returned then, and the
-    /// message may be sent in part, so that the exchange must not be given back.
+    /// Returns the next message of many, of which something must come at least every `silence`.
     ///
     /// # Errors
-    /// As [`Exchange::send`] and [`Exchange::receive`].
-    pub(super) async fn send_unless_told(
+    /// As [`Exchange::receive`].
+    pub(super) async fn receive_flowing(
         &mut self,
-        message: &BulkFromAgent,
-    ) -> Result<Option<BulkToAgent>, BulkError> {
-        let frame = frame::encode(message)?;
-        let writer = self.line.as_ref().ok_or(BulkError::Lost)?.writer.clone();
-        tokio::select! {
-            biased;
-            told = self.receive_within(Duration::MAX) => told.map(Some),
-            sent = writer.write(frame) => Ok(sent.map(|()| None)?),
+        silence: Duration,
+    ) -> Result<BulkToAgent, BulkError> {
+        let line = self.line.as_mut().ok_or(BulkError::Lost)?;
+        loop {
+            if let Some(message) = line.decoder.next_message()? {
+                return Ok(message);
+            }
+            let incoming = timeout(silence, line.reader.next()).await;
+            match incoming.map_err(|_| BulkError::Late(silence))? {
+                Incoming::Data(bytes) => line.decoder.feed(&bytes),
+                Incoming::Stderr(_) | Incoming::Exited(_) => {}
+                Incoming::Eof | Incoming::Lost => return Err(BulkError::Lost),
+            }
         }
     }
 
@@ -215,5 +275,20 @@ impl Drop for Exchange {
         if self.home.try_send(line).is_err() {
             tracing::trace!("bulk connection given back to a stopped agent");
         }
+    }
+}
+
+/// The sending half of an exchange. The coordinator must take something of what is sent every
+/// [`STALL_MAX`].
+#[derive(Debug)]
+pub(super) struct Sender(GuardedWriter);
+
+impl Sender {
+    /// Sends a frame.
+    ///
+    /// # Errors
+    /// [`BulkError::Write`].
+    pub(super) async fn send(&self, frame: Bytes) -> Result<(), BulkError> {
+        Ok(self.0.write(frame).await?)
     }
 }

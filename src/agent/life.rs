@@ -258,11 +258,7 @@ impl Life {
         let mut backoff = Backoff::default();
         loop {
             connected(&mut self.link.clone()).await;
-            // The semaphore is never closed.
-            let permit = self.equipment.uploads.acquire().await;
-            let pool = &self.equipment.pool;
-            let delivered = upload::upload(pool, &self.spool, self.attempt, outputs).await;
-            drop(permit);
+            let delivered = self.send(outputs).await;
             match delivered {
                 Ok(Delivery::Committed) => {
                     tracing::info!(attempt = %self.attempt, "outputs committed");
@@ -283,5 +279,21 @@ impl Life {
             }
             tokio::time::sleep(backoff.pause()).await;
         }
+    }
+
+    /// Sends the outputs once: in the offer when they are small.
+    async fn send(&self, outputs: &[OfferedOutput]) -> Result<Delivery, UploadError> {
+        let Equipment { pool, throttle, express, uploads, .. } = &*self.equipment;
+        if express.takes(outputs) {
+            let mut files = Vec::with_capacity(outputs.len());
+            for output in outputs {
+                let read = fs_err::tokio::read(self.spool.nar_path(&output.info.path)).await;
+                files.push(read.map_err(UploadError::Spool)?.into());
+            }
+            return express.deliver(self.attempt, outputs, files).await;
+        }
+        // The semaphore is never closed.
+        let _permit = uploads.acquire().await;
+        upload::upload(pool, throttle, &self.spool, self.attempt, outputs).await
     }
 }

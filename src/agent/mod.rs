@@ -9,11 +9,17 @@
 //! agent that started it, or the next one, follows the spool, reports and uploads. So builds
 //! survive lost connections, restarts and upgrades of the agent.
 //!
-//! Entry points: [`run`] is `steading agent`; [`doctor::examine`] is `steading agent doctor`; [`attempt::main`] is the hidden `steading attempt`.
+//! Bytes go over bulk connections that all attempts share (`bulk`): inputs down (`prepare`, kept in
+//! `inputs` until they are whole), large outputs up (`upload`) one after the other, small ones
+//! (`express`) many at a time. What a lost connection interrupts is gone on with, for ever: only
+//! the coordinator settles an attempt.
+//!
 //! Meanwhile [`upkeep`] looks after the machine: it says how many builds are wanted just now, and
 //! makes room in the store. [`doctor`] looks once at everything that an agent needs, and
 //! explains it.
 //!
+//! Entry points: [`run`] is `steading agent`; [`doctor::examine`] is `steading agent doctor`;
+//! [`attempt::main`] is the hidden `steading attempt`.
 //! One place, `attempts`, owns what is known of all attempts; each attempt has one `life`, which
 //! tells it by channel how far it is.
 
@@ -24,9 +30,12 @@ mod blocking;
 mod bulk;
 mod child;
 pub mod doctor;
+mod express;
+mod inputs;
 mod life;
 mod pack;
 mod prepare;
+mod rate;
 mod report;
 mod session;
 pub mod settings;
@@ -82,6 +91,9 @@ pub struct AgentConfig {
     pub slots: u32,
     /// How many attempts upload at a time (`max-parallel-uploads`), from 1 to 3.
     pub uploads: u32,
+    /// How fast outputs are sent at most, over all connections, in bytes per second
+    /// (`max-upload-rate`); as fast as they can be when absent.
+    pub upload_rate: Option<u64>,
     /// How many processors one build should use; 0 leaves it to the builder.
     pub cores: u32,
     /// What is said of this agent, for choosing among agents.
@@ -148,8 +160,12 @@ pub enum AgentError {
 /// What every attempt's life uses.
 struct Equipment {
     config: AgentConfig,
+    clock: Clock,
     pool: bulk::Pool,
+    inputs: Arc<inputs::Inputs>,
     uploads: Arc<Semaphore>,
+    throttle: Arc<rate::Throttle>,
+    express: express::Express,
 }
 
 /// Runs the agent until `cancel` fires. Attempts go on in their own processes after that, and the
@@ -173,9 +189,17 @@ pub async fn run(
     };
     let uploads = usize::try_from(config.uploads).unwrap_or(usize::MAX);
     let uploads = uploads.clamp(1, BULK_LINES_MAX - 1);
+    let pool = bulk::Pool::start(client.clone(), uploads + 1, cancel.child_token());
+    let throttle = Arc::new(rate::Throttle::new(config.upload_rate, clock));
+    let inputs = inputs::Inputs::open(state.inputs_dir())
+        .map_err(|source| AgentError::StateDir { path: config.state_dir.clone(), source })?;
     let equipment = Equipment {
-        pool: bulk::Pool::start(client.clone(), uploads + 1, cancel.child_token()),
+        express: express::Express::start(pool.clone(), Arc::clone(&throttle)),
+        pool,
+        inputs: Arc::new(inputs),
         uploads: Arc::new(Semaphore::new(uploads)),
+        throttle,
+        clock,
         config,
     };
     let equipment = Arc::new(equipment);

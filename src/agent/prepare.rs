@@ -5,28 +5,27 @@ use super::{
     Equipment,
     blocking::on_thread,
     bulk::{BulkError, Exchange},
+    inputs::{Complete, Download, DownloadError},
     pack, spool,
 };
 use crate::{
     builders::{self, Builder, BuilderError, BuilderKind, Substituters},
-    core::{outcome::SetupFailure, path_info::PathInfo, store_path::StorePath},
+    core::{hash::Sha256, outcome::SetupFailure, path_info::PathInfo, store_path::StorePath},
     protocol::{
-        bulk::{BulkFromAgent, BulkToAgent, RefusalCode},
+        bulk::{BulkFromAgent, BulkToAgent, RefusalCode, STALL_MAX},
         message::Allocation,
     },
+    telemetry,
 };
-use bytes::{Buf as _, Bytes};
-use std::{
-    collections::BTreeSet,
-    io::{self, Read},
-};
+use bytes::Bytes;
+use std::{collections::BTreeSet, io};
 use tokio::sync::mpsc;
 
 /// The longest derivation, in bytes. The longest of Guix has some 200 KB.
 const DERIVATION_BYTES_MAX: usize = 64 << 20;
 /// The most inputs with all they refer to: every package of a distribution at once.
 const INPUTS_MAX: usize = 1_000_000;
-/// How many chunks wait between the network and the builder: 4 MiB.
+/// How many chunks wait between the network and the disk: 4 MiB.
 const CHUNKS_MAX: usize = 16;
 
 /// How preparing an attempt ended.
@@ -58,9 +57,12 @@ pub(super) enum PrepareError {
     /// The coordinator asks to come again.
     #[error("the coordinator cannot give the inputs now: {0}")]
     TryLater(String),
+    /// What came is wrong, perhaps because of what came earlier.
+    #[error("an input is fetched again from its beginning: {0}")]
+    Again(String),
     /// The agent itself lacks something.
-    #[error("no thread for the builder")]
-    Thread(#[from] io::Error),
+    #[error("the agent lacks threads or room on its disk")]
+    Machine(#[from] io::Error),
 }
 
 /// The coordinator's answer to `prepare`.
@@ -124,12 +126,13 @@ async fn try_prepare(equipment: &Equipment, allocation: &Allocation) -> Result<R
     let look = move || look(kind, &substituters, &paths, asked.not_held);
     let (mut builder, valid) = on_thread(look).await?.map_err(Obstacle::Setup)?;
     let missing: Vec<_> = asked.held.iter().filter(|info| !valid.contains(&info.path)).collect();
-    if !missing.is_empty() {
-        let mut exchange = equipment.pool.exchange().await?;
-        for info in missing {
-            builder = fetch(&mut exchange, builder, info).await?;
-        }
-        exchange.finish();
+    if !missing.is_empty()
+        && let Err(error) = equipment.inputs.sweep(equipment.clock.now().wall)
+    {
+        tracing::warn!(error = telemetry::chain(&error), "old inputs not removed");
+    }
+    for info in missing {
+        builder = obtain(equipment, builder, info).await?;
     }
     let order = spool::Order {
         allocation: allocation.clone(),
@@ -165,6 +168,8 @@ async fn ask(exchange: &mut Exchange, allocation: &Allocation) -> Result<Asked, 
             | BulkToAgent::Data { .. }
             | BulkToAgent::Plan { .. }
             | BulkToAgent::Probe { .. }
+            | BulkToAgent::Wait {}
+            | BulkToAgent::Taken { .. }
             | BulkToAgent::Committed { .. } => {
                 return Err(BulkError::OutOfTurn("an answer to ‘prepare’ was expected").into());
             }
@@ -202,62 +207,141 @@ fn look(
     }
 }
 
-/// Fetches one path from the coordinator into the builder's store.
-async fn fetch(
-    exchange: &mut Exchange,
+/// Makes one path valid that the coordinator holds, unless another attempt has done so meanwhile.
+async fn obtain(
+    equipment: &Equipment,
     mut builder: Box<dyn Builder>,
     info: &PathInfo,
 ) -> Result<Box<dyn Builder>, Obstacle> {
-    exchange.send(&BulkFromAgent::Fetch { path: info.path.clone(), offset: 0 }).await?;
-    let file_bytes = match exchange.receive().await? {
-        BulkToAgent::Nar { info: told, compression, file_bytes } => {
+    let failed = |error: &BuilderError| Obstacle::Setup(pack::builder_failure(error));
+    let _claim = equipment.inputs.claim(&info.path).await;
+    let path = info.path.clone();
+    let (builder_again, valid) = on_thread(move || {
+        let valid = builder.valid(std::slice::from_ref(&path));
+        (builder, valid.map(|valid| valid.contains(&path)))
+    })
+    .await?;
+    builder = builder_again;
+    if valid.map_err(|error| failed(&error))? {
+        return Ok(builder);
+    }
+    let nar = fetch(equipment, info).await?;
+    let info = info.clone();
+    let (builder, imported) = on_thread(move || {
+        let imported = nar
+            .open()
+            .map_err(BuilderError::from)
+            .and_then(|mut bytes| builder.import(&info, &mut bytes));
+        (builder, imported)
+    })
+    .await?;
+    imported.map_err(|error| failed(&error))?;
+    Ok(builder)
+}
+
+/// Fetches the nar of one path from the coordinator, and goes on where an earlier try ended.
+async fn fetch(equipment: &Equipment, info: &PathInfo) -> Result<Complete, Obstacle> {
+    // What is there is read before anything is asked for: the coordinator does not wait for disks.
+    let (inputs, expected) = (equipment.inputs.clone(), info.clone());
+    let begun = on_thread(move || inputs.begun(&expected)).await??;
+    let mut exchange = equipment.pool.exchange().await?;
+    exchange
+        .send(&BulkFromAgent::Fetch {
+            path: info.path.clone(),
+            offset: begun.as_ref().map_or(0, Download::bytes),
+            file_hash: begun.as_ref().and_then(Download::file_hash),
+        })
+        .await?;
+    let (file_hash, file_bytes) = announced(&mut exchange, info).await?;
+    let download = match begun {
+        Some(begun) if begun.file_hash() == file_hash => begun,
+        Some(begun) if file_hash.is_none() => {
+            // Where in which file its bytes begin cannot be told.
+            begun.discard();
+            return Err(BulkError::OutOfTurn("a nar without the hash of its file").into());
+        }
+        Some(begun) => {
+            begun.discard();
+            equipment.inputs.begin(info, file_hash)?
+        }
+        None => equipment.inputs.begin(info, file_hash)?,
+    };
+    let left = file_bytes.checked_sub(download.bytes());
+    let left = left.ok_or(BulkError::OutOfTurn("a file shorter than what it has sent of it"))?;
+    let is_resumed = download.is_resumed();
+    let (chunks, mut received) = mpsc::channel::<Bytes>(CHUNKS_MAX);
+    let writing = on_thread(move || {
+        let mut download = download;
+        while let Some(bytes) = received.blocking_recv() {
+            download.take(&bytes)?;
+        }
+        Ok::<_, DownloadError>(download)
+    });
+    let receiving = async {
+        let passed = pass_on(&mut exchange, &chunks, left).await;
+        drop(chunks);
+        passed
+    };
+    let (passed, download) = tokio::join!(receiving, writing);
+    passed?;
+    exchange.finish();
+    let complete = match download? {
+        Ok(download) => on_thread(move || download.finish()).await?,
+        Err(error) => Err(error),
+    };
+    complete.map_err(|error| match error {
+        DownloadError::Disk(error) if error.kind() == io::ErrorKind::StorageFull => {
+            Obstacle::Setup(SetupFailure::DiskFull)
+        }
+        DownloadError::Disk(error) => Obstacle::Passing(error.into()),
+        wrong @ DownloadError::Wrong { .. } if is_resumed => {
+            Obstacle::Passing(PrepareError::Again(telemetry::chain(&wrong)))
+        }
+        // It would be wrong again; others may have the path from elsewhere.
+        wrong @ DownloadError::Wrong { .. } => {
+            Obstacle::Setup(SetupFailure::Refused(telemetry::chain(&wrong)))
+        }
+    })
+}
+
+/// Receives the announcement of a file. Returns its hash and length.
+async fn announced(
+    exchange: &mut Exchange,
+    info: &PathInfo,
+) -> Result<(Option<Sha256>, u64), Obstacle> {
+    match exchange.receive().await? {
+        BulkToAgent::Nar { info: told, compression, file_bytes, file_hash } => {
             if told.path != info.path || told.nar_hash != info.nar_hash {
                 return Err(BulkError::OutOfTurn("another nar than the announced one").into());
             }
             if compression != pack::COMPRESSION {
                 return Err(BulkError::OutOfTurn("a nar with unknown compression").into());
             }
-            file_bytes
+            Ok((file_hash, file_bytes))
         }
         // It was held a moment ago; the coordinator decides what becomes of the build.
         BulkToAgent::Refused { code: RefusalCode::NotHeld, .. } => {
-            return Err(Obstacle::Setup(SetupFailure::MissingInputs(vec![info.path.clone()])));
+            Err(Obstacle::Setup(SetupFailure::MissingInputs(vec![info.path.clone()])))
         }
-        BulkToAgent::Refused { code, reason } => return Err((code, reason).into()),
-        _ => return Err(BulkError::OutOfTurn("an answer to ‘fetch’ was expected").into()),
-    };
-    let (chunks, received) = mpsc::channel(CHUNKS_MAX);
-    let expected = info.clone();
-    let import = on_thread(move || {
-        let chunks = Chunks { received, current: Bytes::new() };
-        let imported = zstd::Decoder::new(chunks)
-            .map_err(BuilderError::from)
-            .and_then(|mut nar| builder.import(&expected, &mut nar));
-        (builder, imported)
-    });
-    let receive = pass_on(exchange, chunks, file_bytes);
-    let (received, imported) = tokio::join!(receive, import);
-    // Without all bytes the import has failed too, and that says nothing about the path.
-    received?;
-    let (builder, imported) = imported?;
-    imported.map_err(|error| Obstacle::Setup(pack::builder_failure(&error)))?;
-    Ok(builder)
+        BulkToAgent::Refused { code, reason } => Err((code, reason).into()),
+        _ => Err(BulkError::OutOfTurn("an answer to ‘fetch’ was expected").into()),
+    }
 }
 
-/// Passes the chunks of a nar on to whoever imports it, up to the end of the answer.
+/// Passes the chunks of a nar on to whoever keeps them, up to the end of the answer.
 async fn pass_on(
     exchange: &mut Exchange,
-    chunks: mpsc::Sender<Bytes>,
-    file_bytes: u64,
+    chunks: &mpsc::Sender<Bytes>,
+    bytes: u64,
 ) -> Result<(), BulkError> {
-    let mut left = file_bytes;
+    let mut left = bytes;
     loop {
-        match exchange.receive().await? {
+        match exchange.receive_flowing(STALL_MAX).await? {
             BulkToAgent::Data { bytes } => {
                 let count = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
                 let rest = left.checked_sub(count);
                 left = rest.ok_or(BulkError::OutOfTurn("more bytes than announced"))?;
-                // An importer that needs no more has its reasons; the rest is received and
+                // Whoever needs no more has found something wrong; the rest is received and
                 // dropped, so that the channel stays usable.
                 if chunks.send(bytes).await.is_err() {
                     tracing::trace!("rest of a nar dropped");
@@ -267,45 +351,5 @@ async fn pass_on(
             BulkToAgent::End {} => return Err(BulkError::OutOfTurn("fewer bytes than announced")),
             _ => return Err(BulkError::OutOfTurn("bytes of a nar were expected")),
         }
-    }
-}
-
-/// Chunks from the network as something that a thread reads from.
-struct Chunks {
-    received: mpsc::Receiver<Bytes>,
-    current: Bytes,
-}
-
-impl Read for Chunks {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.received.blocking_recv() {
-                Some(chunk) => self.current = chunk,
-                None => return Ok(0),
-            }
-        }
-        let count = bytes.len().min(self.current.len());
-        self.current.copy_to_slice(&mut bytes[..count]);
-        Ok(count)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn chunks_are_read_as_one_stream() {
-        let (sender, received) = mpsc::channel(CHUNKS_MAX);
-        for chunk in [&b"one "[..], b"", b"two"] {
-            sender.send(Bytes::from_static(chunk)).await.unwrap();
-        }
-        drop(sender);
-        let read = on_thread(move || {
-            let mut text = String::new();
-            Chunks { received, current: Bytes::new() }.read_to_string(&mut text).unwrap();
-            text
-        });
-        assert_eq!(read.await.unwrap(), "one two");
     }
 }

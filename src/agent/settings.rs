@@ -15,6 +15,7 @@
 //! | `tags` | list of `name=value` | none | what is said of it, for choosing among agents |
 //! | `max-parallel-builds` | builds | 1 | how many builds run at a time, up to 1024 |
 //! | `max-parallel-uploads` | attempts | 1 | how many attempts upload at a time, up to 3 |
+//! | `max-upload-rate` | bytes per second | none | how much of the line outputs may fill, from 4096 on |
 //! | `cores` | processors | 0 | how many one build should use; 0 leaves it to the builder |
 //! | `max-1min-load-average` | processes | none | above it no build is wanted |
 //! | `max-pressure` | list of `cpu=`, `memory=`, `io=` and a percentage | none | no build is wanted when processes waited for longer than this part of the last 10 seconds |
@@ -31,9 +32,12 @@
 //! `max-pressure`, `min-memory`, `min-free`, `collect-garbage` and `gentle-start` hold from then
 //! on; everything else needs a restart.
 
-use super::upkeep::{
-    Collection, Upkeep,
-    gates::{Limits, Resource},
+use super::{
+    rate::RATE_MIN,
+    upkeep::{
+        Collection, Upkeep,
+        gates::{Limits, Resource},
+    },
 };
 use crate::{builders::Substituters, config::Presence, core::store_path::StoreDir};
 use std::{
@@ -104,6 +108,9 @@ pub struct Settings {
     /// How many builds upload at a time, up to 3 [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3))]
     pub max_parallel_uploads: Option<u32>,
+    /// How fast outputs are sent at most, in bytes per second, from 4096 on [default: no limit]
+    #[arg(long, value_name = "BYTES")]
+    pub max_upload_rate: Option<u64>,
     /// How many processors one build should use; 0 leaves it to the builder [default: 0]
     #[arg(long, value_name = "N")]
     pub cores: Option<u32>,
@@ -203,6 +210,7 @@ impl Settings {
             tags: if self.tags.is_empty() { others.tags } else { self.tags },
             max_parallel_builds: self.max_parallel_builds.or(others.max_parallel_builds),
             max_parallel_uploads: self.max_parallel_uploads.or(others.max_parallel_uploads),
+            max_upload_rate: self.max_upload_rate.or(others.max_upload_rate),
             cores: self.cores.or(others.cores),
             max_1min_load_average: self.max_1min_load_average.or(others.max_1min_load_average),
             max_pressure: if self.max_pressure.is_empty() {
@@ -264,6 +272,9 @@ impl Settings {
         }
         if self.max_parallel_uploads.is_some_and(|uploads| !(1..=3).contains(&uploads)) {
             return Err(SettingsError::Value("max-parallel-uploads is from 1 to 3"));
+        }
+        if self.max_upload_rate.is_some_and(|rate| rate < RATE_MIN) {
+            return Err(SettingsError::Value("max-upload-rate is from 4096 bytes per second on"));
         }
         if load.is_some_and(|load| !load.is_finite() || load <= 0.0) {
             return Err(SettingsError::Value("max-1min-load-average is a number above 0"));

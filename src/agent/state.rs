@@ -1,7 +1,7 @@
 //! The agent's state directory: who it is, and where its spools are.
 //!
 //! `instance` holds the id that tells this installation from another that uses the same key;
-//! `attempts/ATTEMPT-ID/` are the spools; `lock` keeps a second agent out.
+//! `attempts/ATTEMPT-ID/` are the spools; `inputs/` holds inputs on their way; `lock` keeps a second agent out.
 
 use super::{AgentError, spool};
 use crate::{core::id::InstanceId, telemetry::Clock};
@@ -24,6 +24,11 @@ impl State {
     /// Returns the directory of the spools.
     pub(super) fn attempts_dir(&self) -> PathBuf {
         self.dir.join("attempts")
+    }
+
+    /// Returns the directory of inputs on their way.
+    pub(super) fn inputs_dir(&self) -> PathBuf {
+        self.dir.join("inputs")
     }
 }
 

@@ -1,14 +1,17 @@
-//! Bulk channels of an agent: derivations and inputs down, nars up; one exchange at a time.
+//! Bulk channels of an agent: derivations and inputs down, nars up; one exchange at a time, or
+//! many small offers.
 
 use super::{
-    Coordinator,
+    Coordinator, eager,
     engine_thread::EngineGone,
+    hygiene::SweepError,
     inputs::{InputsError, inputs_of},
     probe, upload,
 };
 use crate::{
     core::{
         engine::{Ask, Told},
+        hash::Sha256,
         id::{AttemptId, Name},
         path_info::PathInfo,
         store_path::StorePath,
@@ -16,8 +19,8 @@ use crate::{
     depot::DepotError,
     protocol::{
         bulk::{
-            BulkFromAgent, BulkToAgent, CHUNK_BYTES_MAX, PATHS_PER_PAGE, REFERENCES_PER_PAGE,
-            RefusalCode,
+            BulkFromAgent, BulkToAgent, CHUNK_BYTES_MAX, OFFERS_AHEAD_MAX, PATHS_PER_PAGE,
+            REFERENCES_PER_PAGE, RefusalCode, SIGN_INTERVAL, STALL_MAX,
         },
         frame::{self, Decoder, FrameError},
     },
@@ -26,11 +29,21 @@ use crate::{
     telemetry,
 };
 use bytes::Bytes;
-use std::io::{Read as _, Seek as _, SeekFrom};
-use tokio::sync::mpsc;
+use std::{
+    collections::VecDeque,
+    io::{Read as _, Seek as _, SeekFrom},
+    pin::pin,
+};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, Interval, MissedTickBehavior, interval_at, timeout_at},
+};
 
 /// How many chunks are read ahead of what the agent takes.
 const CHUNKS_AHEAD: usize = 8;
+/// How many bytes of small offers may be unanswered on one channel, their descriptions included.
+const AHEAD_BYTES_MAX: usize = 8 << 20;
 /// How nars are compressed in the depot.
 const COMPRESSION: &str = "zstd";
 
@@ -46,6 +59,9 @@ pub enum BulkEnd {
     /// The connection was lost inside an exchange.
     #[error("the connection was lost inside an exchange")]
     Lost,
+    /// Nothing came inside a transfer for as long as that is allowed.
+    #[error("the agent sent nothing for {} s inside a transfer", STALL_MAX.as_secs())]
+    Stalled,
     /// Writing failed.
     #[error("writing failed")]
     Write(#[from] WriteError),
@@ -58,6 +74,9 @@ pub enum BulkEnd {
     /// The depot failed.
     #[error(transparent)]
     Depot(#[from] DepotError),
+    /// Room could not be made for what would be received.
+    #[error("what is left of earlier uploads could not be removed")]
+    Sweep(#[from] SweepError),
     /// A file of the depot could not be read.
     #[error("a file of the depot could not be read")]
     Read(#[source] std::io::Error),
@@ -69,6 +88,12 @@ pub(super) struct BulkChannel {
     output: GuardedWriter,
     decoder: Decoder,
     turn: Turn,
+    /// The length of the last message, in bytes.
+    frame_bytes: usize,
+    /// How many bytes came since this was last set to zero.
+    came: u64,
+    /// Since when nothing came that was waited for.
+    quiet_since: Instant,
 }
 
 /// Where a bulk channel is.
@@ -81,24 +106,105 @@ enum Turn {
 }
 
 impl BulkChannel {
-    /// Returns the next message; `None` when the agent closed the channel between exchanges.
+    fn new(input: ChannelReader, output: &GuardedWriter) -> Self {
+        Self {
+            input,
+            output: output.with_deadline(STALL_MAX),
+            decoder: Decoder::default(),
+            turn: Turn::Between,
+            frame_bytes: 0,
+            came: 0,
+            quiet_since: Instant::now(),
+        }
+    }
+
+    /// Returns the next message, however long it takes to come; `None` when the agent closed the
+    /// channel between exchanges. Giving up the returned future loses nothing.
     pub(super) async fn next(&mut self) -> Result<Option<BulkFromAgent>, BulkEnd> {
         loop {
-            if let Some(message) = self.decoder.next_message()? {
+            if let Some(message) = self.decoded()? {
                 return Ok(Some(message));
             }
-            match self.input.next().await {
-                Incoming::Data(bytes) => self.decoder.feed(&bytes),
-                Incoming::Stderr(_) | Incoming::Exited(_) => {}
-                Incoming::Eof => {
-                    self.decoder.finish()?;
-                    return Ok(None);
-                }
-                // Agents close connections that they need no more without ceremony.
-                Incoming::Lost if self.turn == Turn::Between && self.decoder.is_empty() => {
-                    return Ok(None);
-                }
-                Incoming::Lost => return Err(BulkEnd::Lost),
+            let incoming = self.input.next().await;
+            if !self.take(incoming)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Returns the next message of a transfer, of which something must come all the time. Giving
+    /// up the returned future loses nothing, nor does it give the agent more time.
+    pub(super) async fn next_of_transfer(&mut self) -> Result<BulkFromAgent, BulkEnd> {
+        loop {
+            if let Some(message) = self.decoded()? {
+                return Ok(message);
+            }
+            let incoming = timeout_at(self.quiet_since + STALL_MAX, self.input.next());
+            let incoming = incoming.await.map_err(|_| BulkEnd::Stalled)?;
+            if !self.take(incoming)? {
+                return Err(BulkEnd::Lost);
+            }
+        }
+    }
+
+    /// Begins a transfer, or goes on with one that this side has held up.
+    pub(super) fn wait_from_now(&mut self) {
+        self.quiet_since = Instant::now();
+    }
+
+    /// Begins to count what comes.
+    pub(super) const fn count_from_now(&mut self) {
+        self.came = 0;
+    }
+
+    /// Returns how many bytes came since counting began.
+    pub(super) const fn came(&self) -> u64 {
+        self.came
+    }
+
+    fn decoded(&mut self) -> Result<Option<BulkFromAgent>, BulkEnd> {
+        let Some(body) = self.decoder.next_frame()? else { return Ok(None) };
+        self.frame_bytes = body.len();
+        Ok(Some(frame::decode(&body)?))
+    }
+
+    /// Takes in what came. Returns whether more can come.
+    fn take(&mut self, incoming: Incoming) -> Result<bool, BulkEnd> {
+        match incoming {
+            Incoming::Data(bytes) => {
+                self.came = self.came.saturating_add(bytes.len() as u64);
+                self.wait_from_now();
+                self.decoder.feed(&bytes);
+                Ok(true)
+            }
+            Incoming::Stderr(_) | Incoming::Exited(_) => Ok(true),
+            Incoming::Eof => {
+                self.decoder.finish()?;
+                Ok(false)
+            }
+            // Agents close connections that they need no more without ceremony.
+            Incoming::Lost if self.turn == Turn::Between && self.decoder.is_empty() => Ok(false),
+            Incoming::Lost => Err(BulkEnd::Lost),
+        }
+    }
+
+    /// Runs something that may take long, and gives signs of life meanwhile. It is given up when
+    /// the agent goes away or says something.
+    pub(super) async fn meanwhile<T>(
+        &mut self,
+        signs: &mut Signs,
+        work: impl Future<Output = T>,
+    ) -> Result<T, BulkEnd> {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return Ok(done),
+                () = signs.due() => self.say(&BulkToAgent::Wait {}).await?,
+                message = self.next() => return Err(match message? {
+                    Some(_) => BulkEnd::OutOfTurn,
+                    None => BulkEnd::Lost,
+                }),
             }
         }
     }
@@ -112,18 +218,61 @@ impl BulkChannel {
     }
 }
 
+/// When the next sign of life is due, if the agent wants any.
+pub(super) struct Signs(Option<Interval>);
+
+impl Signs {
+    pub(super) fn new(wanted: bool) -> Self {
+        Self(wanted.then(|| {
+            let mut ticks = interval_at(Instant::now() + SIGN_INTERVAL, SIGN_INTERVAL);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        }))
+    }
+
+    pub(super) const fn are_wanted(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Returns when it is time for one; never, when none are wanted.
+    pub(super) async fn due(&mut self) {
+        match &mut self.0 {
+            Some(ticks) => drop(ticks.tick().await),
+            None => std::future::pending().await,
+        }
+    }
+}
+
 /// Serves a bulk channel until it ends.
 pub async fn serve(coordinator: Coordinator, request: Request) {
     let agent = request.principal.name.clone();
-    let Request { input, output, .. } = request;
-    let (decoder, turn) = (Decoder::default(), Turn::Between);
-    let mut channel = BulkChannel { input, output, decoder, turn };
+    let Request { input, output, session, .. } = request;
+    let mut channel = BulkChannel::new(input, &output);
     match exchanges(&coordinator, &agent, &mut channel).await {
         // The agent may be gone already.
         Ok(()) => drop(channel.output.close().await),
         Err(end) => {
             tracing::info!(%agent, reason = telemetry::chain(&end), "bulk channel ended");
+            if matches!(end, BulkEnd::Stalled | BulkEnd::Write(WriteError::Stalled)) {
+                // Closing the channel would be one more thing that the peer does not take.
+                let was_live = coordinator.monitor.cut(session);
+                tracing::debug!(%agent, was_live, "stalled bulk connection cut");
+            }
         }
+    }
+}
+
+/// An offer with all its files that is being worked on.
+struct Ahead {
+    work: JoinHandle<Result<BulkToAgent, BulkEnd>>,
+    bytes: usize,
+}
+
+/// Returns the answer to the first of the offers that are worked on.
+async fn first(ahead: &mut VecDeque<Ahead>) -> Result<BulkToAgent, BulkEnd> {
+    match ahead.front_mut() {
+        Some(first) => (&mut first.work).await.expect("receiving an offer does not panic"),
+        None => std::future::pending().await,
     }
 }
 
@@ -132,34 +281,75 @@ async fn exchanges(
     agent: &Name,
     channel: &mut BulkChannel,
 ) -> Result<(), BulkEnd> {
-    while let Some(message) = channel.next().await? {
+    let most = usize::try_from(OFFERS_AHEAD_MAX).unwrap_or(1);
+    let mut ahead: VecDeque<Ahead> = VecDeque::new();
+    let mut ahead_bytes = 0;
+    let mut signs = Signs::new(false);
+    loop {
+        let message = tokio::select! {
+            biased;
+            answer = first(&mut ahead) => {
+                let bytes = ahead.pop_front().map_or(0, |answered| answered.bytes);
+                ahead_bytes -= bytes;
+                if ahead.is_empty() {
+                    channel.turn = Turn::Between;
+                    signs = Signs::new(false);
+                }
+                channel.say(&answer?).await?;
+                continue;
+            }
+            () = signs.due() => {
+                channel.say(&BulkToAgent::Wait {}).await?;
+                continue;
+            }
+            message = channel.next(), if ahead.len() < most && ahead_bytes < AHEAD_BYTES_MAX => message?,
+        };
+        let Some(message) = message else { return Ok(()) };
         channel.turn = Turn::Inside;
         let _counted = coordinator.activity.transfer();
         match message {
-            BulkFromAgent::Prepare { attempt } => {
-                prepare(coordinator, agent, channel, attempt).await?;
-            }
-            BulkFromAgent::Fetch { path, offset } => {
-                fetch(coordinator, channel, path, offset).await?;
-            }
-            BulkFromAgent::Offer { attempt, outputs } => {
-                if let Some(reason) = coordinator.pressure.reason() {
-                    channel.refuse(RefusalCode::TryLater, reason).await?;
-                    channel.turn = Turn::Between;
-                    continue;
+            BulkFromAgent::Offer { attempt, outputs, eager: files, signs: wanted }
+                if !files.is_empty() =>
+            {
+                if ahead.is_empty() {
+                    signs = Signs::new(wanted);
                 }
-                upload::receive(coordinator, agent, channel, attempt, outputs).await?;
+                let bytes = channel.frame_bytes;
+                let offer = eager::Offer { agent: agent.clone(), attempt, outputs, files };
+                let work = tokio::spawn(eager::receive(coordinator.clone(), offer));
+                ahead_bytes += bytes;
+                ahead.push_back(Ahead { work, bytes });
             }
-            BulkFromAgent::Probe { store_dir } => {
-                probe::answer(coordinator, channel, store_dir).await?;
-            }
-            BulkFromAgent::Data { .. } | BulkFromAgent::End { .. } => {
-                return Err(BulkEnd::OutOfTurn);
+            _ if !ahead.is_empty() => return Err(BulkEnd::OutOfTurn),
+            message => {
+                exchange(coordinator, agent, channel, message).await?;
+                channel.turn = Turn::Between;
             }
         }
-        channel.turn = Turn::Between;
     }
-    Ok(())
+}
+
+/// Goes through one exchange.
+async fn exchange(
+    coordinator: &Coordinator,
+    agent: &Name,
+    channel: &mut BulkChannel,
+    message: BulkFromAgent,
+) -> Result<(), BulkEnd> {
+    match message {
+        BulkFromAgent::Prepare { attempt } => prepare(coordinator, agent, channel, attempt).await,
+        BulkFromAgent::Fetch { path, offset, file_hash } => {
+            fetch(coordinator, channel, path, offset, file_hash).await
+        }
+        BulkFromAgent::Probe { store_dir } => probe::answer(coordinator, channel, store_dir).await,
+        BulkFromAgent::Offer { attempt, outputs, signs, .. } => {
+            if let Some(reason) = coordinator.pressure.reason() {
+                return channel.refuse(RefusalCode::TryLater, reason).await;
+            }
+            upload::receive(coordinator, agent, channel, attempt, outputs, Signs::new(signs)).await
+        }
+        BulkFromAgent::Data { .. } | BulkFromAgent::End { .. } => Err(BulkEnd::OutOfTurn),
+    }
 }
 
 /// Answers with an attempt's derivation and inputs.
@@ -225,6 +415,7 @@ async fn fetch(
     channel: &BulkChannel,
     path: StorePath,
     offset: u64,
+    begun: Option<Sha256>,
 ) -> Result<(), BulkEnd> {
     let hash = path.hash();
     let record = coordinator.readers.read(move |reader| reader.nar(hash)).await?;
@@ -247,8 +438,11 @@ async fn fetch(
             info: record.info,
             compression: COMPRESSION.to_owned(),
             file_bytes: record.file_bytes,
+            file_hash: Some(file_hash),
         })
         .await?;
+    // What the agent has is of another file: it sees that, and expects this one from its beginning.
+    let offset = if begun.is_none_or(|begun| begun == file_hash) { offset } else { 0 };
     let (sender, mut chunks) = mpsc::channel::<std::io::Result<Bytes>>(CHUNKS_AHEAD);
     let reading = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
         file.seek(SeekFrom::Start(offset))?;

@@ -3,15 +3,18 @@
 //!
 //! What this room owns: the engine's thread ([`engine_thread`]), the logs of attempts ([`logs`]),
 //! the control and bulk sessions of agents ([`control`], [`bulk`]), the intake of submissions
-//! ([`submission`]), the publishing thread ([`publishing`]) and the watch over the disk
-//! ([`pressure`]). What it never does: decide anything
+//! ([`submission`]), how much is received at a time ([`transfers`]), the publishing thread
+//! ([`publishing`]) and the watch over the disk ([`pressure`]). What it never does: decide anything
 //! about builds (that is `core`), or speak to people (that is `commands`). It is started by
 //! [`start::start`].
 
 pub mod bulk;
 pub mod control;
+mod eager;
 pub mod engine_thread;
+pub mod hygiene;
 pub mod inputs;
+mod keeper;
 pub mod logs;
 pub mod pressure;
 mod probe;
@@ -19,6 +22,7 @@ pub mod publishing;
 pub mod readers;
 pub mod start;
 pub mod submission;
+pub mod transfers;
 pub mod upload;
 
 use crate::{
@@ -34,8 +38,9 @@ use engine_thread::EngineHandle;
 use logs::Logs;
 use pressure::{Activity, Pressure};
 use readers::Readers;
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 use tokio::sync::broadcast;
+use transfers::Transfers;
 
 /// Everything a session or a command needs of the coordinator; cheap to clone.
 #[derive(Debug, Clone)]
@@ -46,6 +51,8 @@ pub struct Coordinator {
     pub readers: Readers,
     /// The nars.
     pub depot: Depot,
+    /// What is being received.
+    pub transfers: Arc<Transfers>,
     /// The logs.
     pub logs: Logs,
     /// How full the disk is.

@@ -89,7 +89,9 @@ struct Running {
 impl Running {
     fn run(mut self) {
         self.report("publishing what is left over", Self::everything);
-        while let Ok(paths) = self.queue.batches.recv() {
+        while let Ok(mut paths) = self.queue.batches.recv() {
+            // What waits is published together: a sync costs the same for one path as for many.
+            paths.extend(self.queue.batches.try_iter().take(BATCHES_MAX).flatten());
             self.report("publishing", |running| running.these(&paths));
             if self.queue.missed.swap(false, Ordering::AcqRel) {
                 self.report("publishing what is left over", Self::everything);

@@ -4,10 +4,13 @@
 use super::{
     Coordinator, bulk, control,
     engine_thread::{self, Outlets},
+    hygiene,
+    keeper::Keeper,
     logs::{LOG_CAP_MIN, LogRules, Logs},
     pressure::{self, Activity, Pressure},
     publishing,
     readers::Readers,
+    transfers::{TransferLimits, Transfers},
 };
 use crate::{
     config::Config,
@@ -21,11 +24,12 @@ use crate::{
 use fs_err as fs;
 use rustix::fs::{FlockOperation, flock};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 use tokio::sync::{broadcast, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -66,6 +70,9 @@ pub enum StartError {
     /// The door.
     #[error(transparent)]
     Door(#[from] DoorError),
+    /// There is no thread.
+    #[error("the operating system gives no thread")]
+    Thread(#[source] io::Error),
     /// There is no randomness.
     #[error("the operating system gives no randomness")]
     Randomness,
@@ -122,7 +129,9 @@ pub async fn start(
         rested: rested.clone(),
         allocated: allocated.clone(),
     };
-    sweep(&depot, &live)?;
+    let keeper = Keeper::start(depot.clone(), clock).map_err(StartError::Thread)?;
+    let transfers = Arc::new(Transfers::new(&transfer_limits(config), keeper));
+    sweep(&depot, &saved, &transfers)?;
     let (engine, engine_end) =
         engine_thread::spawn(store, saved, config.settings(), clock, outlets)?;
     drop(tokio::spawn(pressure.clone().watch(engine.clone(), cancel.clone())));
@@ -137,7 +146,7 @@ pub async fn start(
             limits: DoorLimits::default(),
         },
         clock,
-        cancel,
+        cancel.clone(),
     )
     .await?;
     let signing_public_key = depot.public_key();
@@ -145,6 +154,7 @@ pub async fn start(
         engine,
         readers,
         depot,
+        transfers,
         logs,
         pressure,
         activity: Activity::default(),
@@ -155,6 +165,7 @@ pub async fn start(
         started_at: clock.now().wall,
         monitor: door.monitor.clone(),
     };
+    tokio::spawn(hygiene::keep_clean(coordinator.clone(), cancel));
     let started = Started {
         coordinator,
         address: door.address,
@@ -273,13 +284,28 @@ fn log_rules(config: &Config) -> LogRules {
     }
 }
 
-/// Removes what earlier processes left of uploads that nobody will go on with.
-fn sweep(depot: &Depot, live: &BTreeSet<AttemptId>) -> Result<(), DepotError> {
-    let found = depot.sweep_incoming(|attempt| live.contains(&attempt))?;
+/// Removes what earlier processes left of uploads that nobody will go on with, and counts the rest.
+fn sweep(depot: &Depot, saved: &Saved, transfers: &Transfers) -> Result<(), DepotError> {
+    let leases = saved.builds.iter().filter_map(|build| build.state.lease());
+    let live: BTreeMap<_, _> = leases.map(|lease| (lease.attempt, &lease.agent)).collect();
+    let found = depot.sweep_incoming(|attempt| live.contains_key(&attempt))?;
     if found.removed > 0 {
         tracing::info!(removed = found.removed, kept = found.files, "abandoned uploads removed");
     }
+    for (attempt, bytes) in depot.staged()? {
+        if let Some(agent) = live.get(&attempt) {
+            transfers.staging.restore(agent, attempt, bytes);
+        }
+    }
     Ok(())
+}
+
+fn transfer_limits(config: &Config) -> TransferLimits {
+    TransferLimits {
+        uploads_max: config.uploads_max.get(),
+        uploads_per_agent_max: config.uploads_per_agent_max.get(),
+        staged_bytes_max: u64::from(config.staged_gib_max.get()) << 30,
+    }
 }
 
 fn open_depot(state_dir: &Path, config: &Config) -> Result<Depot, StartError> {

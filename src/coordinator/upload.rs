@@ -2,34 +2,41 @@
 
 use super::{
     Coordinator,
-    bulk::{BulkChannel, BulkEnd},
+    bulk::{BulkChannel, BulkEnd, Signs},
+    engine_thread::EngineGone,
+    hygiene,
     inputs::{InputsError, direct_inputs},
+    transfers::NoRoom,
 };
 use crate::{
     core::{
         change::{NarRecord, OutputRecord, Verdict},
         derivation::{Derivation, FixedOutput},
         engine::{Answer, Delivery, Input},
+        hash::Sha256,
         id::{AttemptId, Name},
         store_path::{PathHash, StorePath},
     },
-    depot::{Depot, Upload, UploadRules, VerifiedNar, VerifyError},
+    depot::{Depot, Fault, Upload, UploadRules, VerifiedNar, VerifyError},
     formats::nar::NarLimits,
     protocol::bulk::{
-        BulkFromAgent, BulkToAgent, OFFERED_OUTPUTS_MAX, OfferedOutput, OutputPlan, RefusalCode,
+        BulkFromAgent, BulkToAgent, OFFERED_OUTPUTS_MAX, OFFERS_AHEAD_MAX, OfferedOutput,
+        OutputPlan, RefusalCode,
     },
     store::{Reader, StoreError},
     telemetry,
 };
 use bytes::Bytes;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
-use tokio::sync::mpsc;
+use std::collections::{BTreeMap, BTreeSet};
+use tokio::{sync::mpsc, task::spawn_blocking};
 
+/// What is said when something panicked that must not.
+const NO_PANIC: &str = "receiving an output does not panic";
 /// How many chunks may wait for the thread that verifies them.
 const CHUNKS_MAX: usize = 32;
+/// How long a file may be that is not marked as complete before the next one comes, in bytes. A
+/// mark costs two syncs, sending it again after a crash costs this.
+const UNMARKED_BYTES_MAX: u64 = 1 << 20;
 /// How many paths an output may refer to at most: the closure of its inputs.
 const CANDIDATES_MAX: usize = 200_000;
 /// What an output's nar may ask.
@@ -37,7 +44,7 @@ const NAR_LIMITS: NarLimits =
     NarLimits { bytes_max: 64 << 30, entries_max: 10_000_000, depth_max: 512 };
 
 /// Why an offer is not taken.
-enum Refusal {
+pub(super) enum Refusal {
     /// Tell the agent, change nothing.
     Tell(RefusalCode, String),
     /// The outputs are wrong: the attempt is over.
@@ -45,16 +52,24 @@ enum Refusal {
 }
 
 /// What the database says about an offer.
-struct Prepared {
-    outputs: Vec<Planned>,
+pub(super) struct Prepared {
+    pub(super) outputs: Vec<Planned>,
     candidates: Vec<StorePath>,
     fixed: Option<FixedOutput>,
 }
 
 /// One output of an offer, and what is held under its path.
-struct Planned {
-    offered: OfferedOutput,
-    held: Option<NarRecord>,
+pub(super) struct Planned {
+    pub(super) offered: OfferedOutput,
+    pub(super) held: Option<NarRecord>,
+}
+
+impl Prepared {
+    /// Returns how long the files of all outputs are that must be sent.
+    fn bytes_to_send(&self) -> u64 {
+        let missing = self.outputs.iter().filter(|planned| planned.held.is_none());
+        missing.fold(0, |sum, planned| sum.saturating_add(planned.offered.file_bytes))
+    }
 }
 
 /// Receives the outputs of an attempt.
@@ -64,33 +79,155 @@ pub(super) async fn receive(
     channel: &mut BulkChannel,
     attempt: AttemptId,
     outputs: Vec<OfferedOutput>,
+    mut signs: Signs,
 ) -> Result<(), BulkEnd> {
-    let answer = coordinator
-        .engine
-        .request({
-            let agent = agent.clone();
-            move |token| Input::Offer { token, agent, attempt }
-        })
-        .await?;
-    let Answer::Offer { derivation: Some(derivation) } = answer else {
-        let reason = format!("attempt {attempt} is not yours any more");
-        return channel.refuse(RefusalCode::Stale, reason).await;
+    let asked = derivation_of(coordinator, agent, attempt);
+    let Some(deriver) = channel.meanwhile(&mut signs, asked).await?? else {
+        return channel.say(&stale(attempt)).await;
     };
-    let deriver = derivation.clone();
-    let prepared =
-        coordinator.readers.read(move |reader| prepare(reader, &derivation, outputs)).await?;
-    let prepared = match prepared {
-        Ok(prepared) => prepared,
-        Err(refusal) => return turn_down(coordinator, agent, channel, attempt, refusal).await,
+    let path = deriver.clone();
+    let preparing = coordinator.readers.read(move |reader| prepare(reader, &path, outputs));
+    let received = match channel.meanwhile(&mut signs, preparing).await?? {
+        Ok(prepared) => {
+            let offer = Accepted { attempt, deriver, prepared };
+            receive_all(coordinator, agent, channel, offer, &mut signs).await?
+        }
+        Err(refusal) => Err(refusal),
     };
-    match transfer(coordinator, channel, attempt, &deriver, prepared).await? {
-        Ok(delivery) => deliver(coordinator, agent, channel, attempt, delivery).await,
-        Err(refusal) => turn_down(coordinator, agent, channel, attempt, refusal).await,
+    // In a task of its own: now that everything is here, the connection is not needed any more.
+    let concluding = tokio::spawn(conclude(coordinator.clone(), agent.clone(), attempt, received));
+    let answer = channel.meanwhile(&mut signs, concluding).await?.expect(NO_PANIC)?;
+    channel.say(&answer).await
+}
+
+/// What was received of an offer, and is all right.
+pub(super) struct Received {
+    pub(super) outputs: Vec<Planned>,
+    /// Of the outputs that were not held.
+    pub(super) nars: Vec<VerifiedNar>,
+    pub(super) verdict: Verdict,
+}
+
+/// Makes what was received durable and hands it to the engine. Returns what the agent is told.
+pub(super) async fn conclude(
+    coordinator: Coordinator,
+    agent: Name,
+    attempt: AttemptId,
+    received: Result<Received, Refusal>,
+) -> Result<BulkToAgent, BulkEnd> {
+    let Received { outputs, nars, verdict } = match received {
+        Ok(received) => received,
+        Err(Refusal::Tell(code, reason)) => return Ok(BulkToAgent::Refused { code, reason }),
+        Err(Refusal::Reject(reason)) => {
+            tracing::warn!(%agent, %attempt, reason, "outputs refused");
+            let delivery = Delivery::Rejected(reason.clone());
+            deliver(&coordinator, agent, attempt, delivery).await?;
+            return Ok(BulkToAgent::Refused { code: RefusalCode::Rejected, reason });
+        }
+    };
+    let nars = coordinator.transfers.keeper.keep(nars).await?;
+    let record = |planned: Planned| OutputRecord {
+        name: planned.offered.name,
+        path: planned.offered.info.path,
+        nar_hash: planned.offered.info.nar_hash,
+        nar_bytes: planned.offered.info.nar_bytes,
+    };
+    let outputs = outputs.into_iter().map(record).collect();
+    let delivery = Delivery::Verified { outputs, nars, verdict };
+    deliver(&coordinator, agent, attempt, delivery).await
+}
+
+/// Hands a delivery to the engine, and returns what the agent is told.
+async fn deliver(
+    coordinator: &Coordinator,
+    agent: Name,
+    attempt: AttemptId,
+    delivery: Delivery,
+) -> Result<BulkToAgent, BulkEnd> {
+    let input = move |token| Input::Deliver { token, agent, attempt, delivery };
+    let answer = coordinator.engine.request(input).await?;
+    coordinator.transfers.staging.release(attempt);
+    Ok(match answer {
+        Answer::Delivered { accepted: true } => {
+            BulkToAgent::Committed { attempt, ahead: OFFERS_AHEAD_MAX }
+        }
+        _ => stale(attempt),
+    })
+}
+
+/// Returns the derivation of an attempt if it is this agent's and finished; waits for its report.
+pub(super) async fn derivation_of(
+    coordinator: &Coordinator,
+    agent: &Name,
+    attempt: AttemptId,
+) -> Result<Option<StorePath>, EngineGone> {
+    let agent = agent.clone();
+    let offer = move |token| Input::Offer { token, agent, attempt };
+    Ok(match coordinator.engine.request(offer).await? {
+        Answer::Offer { derivation } => derivation,
+        _ => None,
+    })
+}
+
+/// Returns the answer to an offer of an attempt that somebody else has by now.
+pub(super) fn stale(attempt: AttemptId) -> BulkToAgent {
+    let reason = format!("attempt {attempt} is not yours any more");
+    BulkToAgent::Refused { code: RefusalCode::Stale, reason }
+}
+
+/// An offer that may be received.
+struct Accepted {
+    attempt: AttemptId,
+    deriver: StorePath,
+    prepared: Prepared,
+}
+
+/// Receives what is not held, as soon as there is a place and room for it.
+async fn receive_all(
+    coordinator: &Coordinator,
+    agent: &Name,
+    channel: &mut BulkChannel,
+    offer: Accepted,
+    signs: &mut Signs,
+) -> Result<Result<Received, Refusal>, BulkEnd> {
+    let transfers = &coordinator.transfers;
+    let bytes = offer.prepared.bytes_to_send();
+    if bytes == 0 {
+        return transfer(coordinator, channel, offer, signs).await;
     }
+    let reserve = || transfers.staging.reserve(agent, offer.attempt, bytes);
+    if reserve().is_err() {
+        // Attempts that ended in another way have no need of their room any more.
+        channel.meanwhile(signs, hygiene::sweep_uploads(coordinator)).await??;
+        if let Err(no_room) = reserve() {
+            return Ok(Err(without_room(no_room, bytes)));
+        }
+    }
+    let _place = if signs.are_wanted() {
+        channel.meanwhile(signs, transfers.places.take(agent)).await?
+    } else if let Some(place) = transfers.places.try_take(agent) {
+        place
+    } else {
+        let reason = "too many uploads are being received".to_owned();
+        return Ok(Err(Refusal::Tell(RefusalCode::TryLater, reason)));
+    };
+    transfer(coordinator, channel, offer, signs).await
+}
+
+fn without_room(NoRoom { others, max }: NoRoom, bytes: u64) -> Refusal {
+    if bytes > max {
+        let reason = format!(
+            "the outputs have {bytes} bytes, and one agent may have {max} under way: raise \
+             staged-gib-max on the coordinator if they are wanted"
+        );
+        return Refusal::Reject(reason);
+    }
+    let reason = format!("{others} of {max} bytes of this agent wait to be complete: finish those");
+    Refusal::Tell(RefusalCode::TryLater, reason)
 }
 
 /// Checks what is offered against the derivation, before a byte is received.
-fn prepare(
+pub(super) fn prepare(
     reader: &Reader,
     path: &StorePath,
     offered: Vec<OfferedOutput>,
@@ -176,15 +313,16 @@ fn closure(
 }
 
 /// What is to be received of an offer.
-struct Plan {
-    outputs: Vec<Planned>,
-    uploads: Vec<Upload>,
+pub(super) struct Plan {
+    pub(super) outputs: Vec<Planned>,
+    /// Of the outputs that are not held.
+    pub(super) uploads: Vec<Upload>,
     answers: Vec<OutputPlan>,
-    verdict: Verdict,
+    pub(super) verdict: Verdict,
 }
 
 /// Decides what is to be sent. What is held stays; a different result is only noted.
-fn plan(
+pub(super) fn plan(
     depot: &Depot,
     attempt: AttemptId,
     deriver: &StorePath,
@@ -220,150 +358,126 @@ fn plan(
 async fn transfer(
     coordinator: &Coordinator,
     channel: &mut BulkChannel,
-    attempt: AttemptId,
-    deriver: &StorePath,
-    prepared: Prepared,
-) -> Result<Result<Delivery, Refusal>, BulkEnd> {
-    let (depot, deriver) = (coordinator.depot.clone(), deriver.clone());
+    offer: Accepted,
+    signs: &mut Signs,
+) -> Result<Result<Received, Refusal>, BulkEnd> {
+    let depot = coordinator.depot.clone();
+    let Accepted { attempt, deriver, prepared } = offer;
     // What an earlier try has brought is read again, which can take long.
-    let planned = tokio::task::spawn_blocking(move || plan(&depot, attempt, &deriver, prepared))
-        .await
-        .expect("planning an upload does not panic");
-    let Plan { outputs, uploads, answers, verdict } = match planned {
+    let planning = spawn_blocking(move || plan(&depot, attempt, &deriver, prepared));
+    let planned = channel.meanwhile(signs, planning).await?;
+    let Plan { outputs, uploads, answers, verdict } = match planned.expect(NO_PANIC) {
         Ok(plan) => plan,
         Err(error) => return Ok(Err(refusal_of(&error))),
     };
-    channel.say(&BulkToAgent::Plan { outputs: answers }).await?;
+    channel.say(&BulkToAgent::Plan { outputs: answers, signs: signs.are_wanted() }).await?;
+    channel.count_from_now();
     let mut verified = Vec::with_capacity(uploads.len());
-    for upload in uploads {
-        match receive_one(channel, upload).await? {
-            Ok(nar) => verified.push(nar),
-            Err(error) => return Ok(Err(refusal_of(&error))),
+    let mut uploads = uploads.into_iter();
+    while let Some(upload) = uploads.next() {
+        let follows = if uploads.len() > 0 { Follows::Another } else { Follows::Nothing };
+        match receive_one(channel, upload, follows, signs).await {
+            Ok(Ok(nar)) => verified.push(nar),
+            ended => {
+                // Dropping them waits for the disk.
+                drop(spawn_blocking(move || drop((verified, uploads))));
+                return ended
+                    .map(|error| Err(refusal_of(&error.err().unwrap_or(VerifyError::Over))));
+            }
         }
     }
-    let kept = keep(coordinator, verified).await?;
-    Ok(Ok(Delivery::Verified {
-        outputs: outputs
-            .into_iter()
-            .map(|planned| OutputRecord {
-                name: planned.offered.name,
-                path: planned.offered.info.path,
-                nar_hash: planned.offered.info.nar_hash,
-                nar_bytes: planned.offered.info.nar_bytes,
-            })
-            .collect(),
-        nars: kept,
-        verdict,
-    }))
+    Ok(Ok(Received { outputs, nars: verified, verdict }))
 }
 
-/// Moves verified nars into the depot, durably.
-async fn keep(
-    coordinator: &Coordinator,
-    verified: Vec<VerifiedNar>,
-) -> Result<Vec<Arc<NarRecord>>, BulkEnd> {
-    let at = coordinator.clock.now().wall;
-    let depot = coordinator.depot.clone();
-    tokio::task::spawn_blocking(move || {
-        let mut records = Vec::with_capacity(verified.len());
-        for nar in verified {
-            records.push(Arc::new(depot.keep(nar, at)?));
-        }
-        if !records.is_empty() {
-            depot.sync()?;
-        }
-        Ok(records)
-    })
-    .await
-    .expect("keeping a nar does not panic")
+/// What comes behind an output.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Follows {
+    Another,
+    Nothing,
 }
 
 /// Receives one output. The bytes are verified on a thread of their own while they come.
 async fn receive_one(
     channel: &mut BulkChannel,
     upload: Upload,
+    follows: Follows,
+    signs: &mut Signs,
 ) -> Result<Result<VerifiedNar, VerifyError>, BulkEnd> {
     let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_MAX);
-    let verifying = tokio::task::spawn_blocking(move || {
+    let verifying = spawn_blocking(move || {
         let mut upload = upload;
         while let Some(bytes) = chunks.blocking_recv() {
             upload.write(&bytes)?;
         }
         Ok::<_, VerifyError>(upload)
     });
+    channel.wait_from_now();
     let file_hash = loop {
-        match channel.next().await? {
-            // A thread that has ended found something wrong; the rest is read and dropped, so that
-            // the agent comes to the point where it hears of it.
-            Some(BulkFromAgent::Data { bytes }) => drop(sender.send(bytes).await),
-            Some(BulkFromAgent::End { file_hash }) => break file_hash,
-            Some(
-                BulkFromAgent::Prepare { .. }
-                | BulkFromAgent::Fetch { .. }
-                | BulkFromAgent::Offer { .. }
-                | BulkFromAgent::Probe { .. },
-            ) => return Err(BulkEnd::OutOfTurn),
-            None => return Err(BulkEnd::Lost),
+        let message = tokio::select! {
+            biased;
+            () = signs.due() => {
+                channel.say(&BulkToAgent::Taken { bytes: channel.came() }).await?;
+                continue;
+            }
+            message = channel.next_of_transfer() => message?,
+        };
+        match message {
+            BulkFromAgent::Data { bytes } => hand_on(channel, &sender, bytes, signs).await?,
+            BulkFromAgent::End { file_hash } => break file_hash,
+            BulkFromAgent::Prepare { .. }
+            | BulkFromAgent::Fetch { .. }
+            | BulkFromAgent::Offer { .. }
+            | BulkFromAgent::Probe { .. } => return Err(BulkEnd::OutOfTurn),
         }
     };
     drop(sender);
-    match verifying.await.expect("verifying does not panic") {
-        Ok(upload) => Ok(tokio::task::spawn_blocking(move || upload.finish(file_hash))
-            .await
-            .expect("verifying does not panic")),
-        Err(error) => Ok(Err(error)),
+    let finishing = async {
+        let upload = verifying.await.expect(NO_PANIC)?;
+        spawn_blocking(move || finish(upload, file_hash, follows)).await.expect(NO_PANIC)
+    };
+    channel.meanwhile(signs, finishing).await
+}
+
+/// Hands bytes to the thread that verifies them, as soon as it has room.
+async fn hand_on(
+    channel: &mut BulkChannel,
+    sender: &mpsc::Sender<Bytes>,
+    bytes: Bytes,
+    signs: &mut Signs,
+) -> Result<(), BulkEnd> {
+    let room = loop {
+        tokio::select! {
+            biased;
+            room = sender.reserve() => break room,
+            () = signs.due() => {
+                channel.say(&BulkToAgent::Taken { bytes: channel.came() }).await?;
+            }
+        }
+    };
+    // A thread that has ended found something wrong; the rest is read and dropped, so that the
+    // agent comes to the point where it hears of it.
+    if let Ok(room) = room {
+        room.send(bytes);
     }
+    channel.wait_from_now();
+    Ok(())
+}
+
+fn finish(upload: Upload, file_hash: Sha256, follows: Follows) -> Result<VerifiedNar, VerifyError> {
+    let mut nar = upload.finish(file_hash)?;
+    if follows == Follows::Another && nar.file_bytes() > UNMARKED_BYTES_MAX {
+        nar.mark().map_err(Fault::Io)?;
+    }
+    Ok(nar)
 }
 
 /// What an agent is told of a failed verification.
-fn refusal_of(error: &VerifyError) -> Refusal {
+pub(super) fn refusal_of(error: &VerifyError) -> Refusal {
     let text = telemetry::chain(error);
     match error.code() {
         RefusalCode::Rejected => Refusal::Reject(text),
         code @ (RefusalCode::Stale | RefusalCode::TryLater | RefusalCode::NotHeld) => {
             Refusal::Tell(code, text)
-        }
-    }
-}
-
-/// Hands verified outputs to the engine, and tells the agent what became of them.
-async fn deliver(
-    coordinator: &Coordinator,
-    agent: &Name,
-    channel: &BulkChannel,
-    attempt: AttemptId,
-    delivery: Delivery,
-) -> Result<(), BulkEnd> {
-    let agent = agent.clone();
-    let answer = coordinator
-        .engine
-        .request(move |token| Input::Deliver { token, agent, attempt, delivery })
-        .await?;
-    if answer == (Answer::Delivered { accepted: true }) {
-        return channel.say(&BulkToAgent::Committed { attempt }).await;
-    }
-    let reason = format!("attempt {attempt} is not yours any more");
-    channel.refuse(RefusalCode::Stale, reason).await
-}
-
-async fn turn_down(
-    coordinator: &Coordinator,
-    agent: &Name,
-    channel: &BulkChannel,
-    attempt: AttemptId,
-    refusal: Refusal,
-) -> Result<(), BulkEnd> {
-    match refusal {
-        Refusal::Tell(code, reason) => channel.refuse(code, reason).await,
-        Refusal::Reject(reason) => {
-            tracing::warn!(%agent, %attempt, reason, "outputs refused");
-            let agent = agent.clone();
-            let delivery = Delivery::Rejected(reason.clone());
-            coordinator
-                .engine
-                .request(move |token| Input::Deliver { token, agent, attempt, delivery })
-                .await?;
-            channel.refuse(RefusalCode::Rejected, reason).await
         }
     }
 }

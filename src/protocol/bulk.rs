@@ -11,6 +11,7 @@ use crate::core::{
     store_path::{StoreDir, StorePath},
 };
 use bytes::Bytes;
+use std::time::Duration;
 
 /// The longest chunk of bytes in one message.
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
@@ -20,6 +21,16 @@ pub const OFFERED_OUTPUTS_MAX: usize = 256;
 pub const PATHS_PER_PAGE: usize = 1_000;
 /// How many references all paths of one page may have together, for the same reason.
 pub const REFERENCES_PER_PAGE: usize = 5_000;
+/// How long all files of an offer may be together to travel inside it, in bytes. Most outputs of a
+/// distribution are larger; those that are not would cost a round trip each.
+pub const EAGER_BYTES_MAX: u64 = 64 * 1024;
+/// How many offers with all their files may be unanswered on one channel.
+pub const OFFERS_AHEAD_MAX: u32 = 64;
+/// How often the coordinator gives a sign of life while it owes an answer to an offer that asked
+/// for signs.
+pub const SIGN_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a transfer may make no progress before either end cuts the connection: three signs.
+pub const STALL_MAX: Duration = Duration::from_secs(30);
 
 /// What an agent says on a bulk channel.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -38,13 +49,25 @@ pub enum BulkFromAgent {
         path: StorePath,
         /// How many bytes of the file the agent already has.
         offset: u64,
+        /// Of which file it has them. When the coordinator's file is another one, its bytes come
+        /// from the beginning.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file_hash: Option<Sha256>,
     },
-    /// Offers all outputs of a finished attempt. Answered by `plan`.
+    /// Offers all outputs of a finished attempt. Answered by `plan`, or at once by `committed` or
+    /// `refused` when the offer has all files in it.
     Offer {
         /// The attempt.
         attempt: AttemptId,
         /// All outputs of the derivation.
         outputs: Vec<OfferedOutput>,
+        /// The whole compressed files of all outputs, in their order, when they have at most
+        /// [`EAGER_BYTES_MAX`] bytes together; else nothing.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        eager: Vec<Bytes>,
+        /// Whether the agent understands `wait` and `taken`.
+        #[serde(default, skip_serializing_if = "is_false")]
+        signs: bool,
     },
     /// Bytes of the compressed nar of the output that the plan asks for next.
     Data {
@@ -90,6 +113,9 @@ pub enum BulkToAgent {
         compression: String,
         /// The length of the compressed file, in bytes.
         file_bytes: u64,
+        /// SHA-256 of the compressed file: what a partial file must be of to be gone on with.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file_hash: Option<Sha256>,
     },
     /// Bytes of the compressed file.
     Data {
@@ -102,6 +128,17 @@ pub enum BulkToAgent {
     Plan {
         /// One answer per offered output.
         outputs: Vec<OutputPlan>,
+        /// Whether a `wait` or `taken` follows every [`SIGN_INTERVAL`] until the verdict.
+        #[serde(default, skip_serializing_if = "is_false")]
+        signs: bool,
+    },
+    /// A sign of life: the coordinator is at it, or the offer waits for its turn. Nothing is asked
+    /// of the agent.
+    Wait {},
+    /// A sign of life while bytes are received.
+    Taken {
+        /// How many bytes came on the channel since the plan, framing included.
+        bytes: u64,
     },
     /// A path that exists nowhere yet, signed as published paths are.
     Probe {
@@ -118,6 +155,10 @@ pub enum BulkToAgent {
     Committed {
         /// The attempt.
         attempt: AttemptId,
+        /// How many offers with all their files in them may be unanswered on this channel from
+        /// here on; 0 means the same as 1.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        ahead: u32,
     },
     /// The request cannot be met; the channel stays usable for another one.
     Refused {
@@ -126,6 +167,16 @@ pub enum BulkToAgent {
         /// Why, in words.
         reason: String,
     },
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+const fn is_zero(value: &u32) -> bool {
+    *value == 0
 }
 
 /// One output of an offer.

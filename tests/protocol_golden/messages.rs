@@ -20,7 +20,7 @@ use steading::{
 };
 
 /// What the names of messages begin with: direction and kind.
-pub(crate) const KINDS: [&str; 29] = [
+pub(crate) const KINDS: [&str; 31] = [
     "from-agent hello",
     "from-agent started",
     "from-agent log",
@@ -48,6 +48,8 @@ pub(crate) const KINDS: [&str; 29] = [
     "bulk-to-agent end",
     "bulk-to-agent plan",
     "bulk-to-agent probe",
+    "bulk-to-agent wait",
+    "bulk-to-agent taken",
     "bulk-to-agent committed",
     "bulk-to-agent refused",
 ];
@@ -57,6 +59,7 @@ pub(crate) const INSTANCE: InstanceId = InstanceId::from_bytes([0x11; 16]);
 const ATTEMPT: AttemptId = AttemptId::from_bytes([0x22; 16]);
 const OTHER_ATTEMPT: AttemptId = AttemptId::from_bytes([0x33; 16]);
 const BUILD: BuildId = BuildId::from_bytes([0x44; 16]);
+const FILE_HASH: Sha256 = Sha256::from_bytes([0x66; 32]);
 const WALL_MS: i64 = 1_800_000_000_000;
 
 /// A message of any direction, with what tells it apart from others of its kind.
@@ -148,6 +151,8 @@ fn kind_bulk_to_agent(message: &BulkToAgent) -> &'static str {
         BulkToAgent::End {} => "end",
         BulkToAgent::Plan { .. } => "plan",
         BulkToAgent::Probe { .. } => "probe",
+        BulkToAgent::Wait {} => "wait",
+        BulkToAgent::Taken { .. } => "taken",
         BulkToAgent::Committed { .. } => "committed",
         BulkToAgent::Refused { .. } => "refused",
     }
@@ -174,8 +179,8 @@ pub(crate) fn all() -> Vec<Message> {
     all.push(Message::Up("whole", FromAgent::Capacity { slots: 4, reason: None }));
     all.push(Message::Up("", FromAgent::Heartbeat {}));
     all.extend(to_agent().into_iter().map(|message| Message::Down("", message)));
-    all.extend(bulk_from_agent().into_iter().map(|message| Message::BulkUp("", message)));
-    all.extend(bulk_to_agent().into_iter().map(|message| Message::BulkDown("", message)));
+    all.extend(bulk_from_agent().map(|(which, message)| Message::BulkUp(which, message)));
+    all.extend(bulk_to_agent().map(|(which, message)| Message::BulkDown(which, message)));
     let codes = [
         ("stale", RefusalCode::Stale),
         ("rejected", RefusalCode::Rejected),
@@ -267,47 +272,74 @@ fn to_agent() -> Vec<ToAgent> {
     ]
 }
 
-fn bulk_from_agent() -> Vec<BulkFromAgent> {
-    vec![
-        BulkFromAgent::Prepare { attempt: ATTEMPT },
-        BulkFromAgent::Fetch { path: path("source"), offset: 65_536 },
-        BulkFromAgent::Offer {
-            attempt: ATTEMPT,
-            outputs: vec![OfferedOutput {
-                name: "out".to_owned(),
-                info: info(),
-                compression: "zstd".to_owned(),
-                file_bytes: 52_100,
-                file_hash: Sha256::from_bytes([0x66; 32]),
-            }],
-        },
-        BulkFromAgent::Data { bytes: Bytes::from_static(b"\x28\xb5\x2f\xfd") },
-        BulkFromAgent::End { file_hash: Sha256::from_bytes([0x66; 32]) },
-        BulkFromAgent::Probe { store_dir: StoreDir::nix() },
+fn bulk_from_agent() -> [(&'static str, BulkFromAgent); 9] {
+    let small = vec![Bytes::from_static(b"\x28\xb5\x2f\xfd")];
+    [
+        ("", BulkFromAgent::Prepare { attempt: ATTEMPT }),
+        ("", fetch(None)),
+        ("resumed", fetch(Some(FILE_HASH))),
+        ("", offer(52_100, vec![], false)),
+        ("with-signs", offer(52_100, vec![], true)),
+        ("eager", offer(4, small, true)),
+        ("", BulkFromAgent::Data { bytes: Bytes::from_static(b"\x28\xb5\x2f\xfd") }),
+        ("", BulkFromAgent::End { file_hash: FILE_HASH }),
+        ("", BulkFromAgent::Probe { store_dir: StoreDir::nix() }),
     ]
 }
 
-fn bulk_to_agent() -> Vec<BulkToAgent> {
-    vec![
-        BulkToAgent::Derivation { bytes: Bytes::from_static(b"Derive([") },
-        BulkToAgent::Inputs { held: vec![info()], not_held: vec![path("source")] },
-        BulkToAgent::Nar { info: info(), compression: "zstd".to_owned(), file_bytes: 52_100 },
-        BulkToAgent::Data { bytes: Bytes::from_static(b"\x28\xb5\x2f\xfd") },
-        BulkToAgent::End {},
-        BulkToAgent::Plan { outputs: vec![OutputPlan::Held, OutputPlan::Send { offset: 32_768 }] },
-        BulkToAgent::Probe {
-            wall_ms: WALL_MS,
-            signing_key: "farm.example.org-1:c2VjcmV0".to_owned(),
-            info: PathInfo {
-                references: vec![],
-                deriver: None,
-                signatures: vec!["farm.example.org-1:c2ln".to_owned()],
-                ..info()
-            },
-            nar: Bytes::from_static(b"nix-archive-1"),
+fn fetch(file_hash: Option<Sha256>) -> BulkFromAgent {
+    BulkFromAgent::Fetch { path: path("source"), offset: 65_536, file_hash }
+}
+
+fn offer(file_bytes: u64, eager: Vec<Bytes>, signs: bool) -> BulkFromAgent {
+    let outputs = vec![OfferedOutput {
+        name: "out".to_owned(),
+        info: info(),
+        compression: "zstd".to_owned(),
+        file_bytes,
+        file_hash: FILE_HASH,
+    }];
+    BulkFromAgent::Offer { attempt: ATTEMPT, outputs, eager, signs }
+}
+
+fn probe() -> BulkToAgent {
+    BulkToAgent::Probe {
+        wall_ms: WALL_MS,
+        signing_key: "farm.example.org-1:c2VjcmV0".to_owned(),
+        info: PathInfo {
+            references: vec![],
+            deriver: None,
+            signatures: vec!["farm.example.org-1:c2ln".to_owned()],
+            ..info()
         },
-        BulkToAgent::Committed { attempt: ATTEMPT },
+        nar: Bytes::from_static(b"nix-archive-1"),
+    }
+}
+
+fn bulk_to_agent() -> [(&'static str, BulkToAgent); 13] {
+    let derivation = Bytes::from_static(b"Derive([");
+    let inputs = BulkToAgent::Inputs { held: vec![info()], not_held: vec![path("source")] };
+    let outputs = vec![OutputPlan::Held, OutputPlan::Send { offset: 32_768 }];
+    [
+        ("", BulkToAgent::Derivation { bytes: derivation }),
+        ("", inputs),
+        ("", nar(None)),
+        ("with-hash", nar(Some(FILE_HASH))),
+        ("", BulkToAgent::Data { bytes: Bytes::from_static(b"\x28\xb5\x2f\xfd") }),
+        ("", BulkToAgent::End {}),
+        ("", BulkToAgent::Plan { outputs: outputs.clone(), signs: false }),
+        ("with-signs", BulkToAgent::Plan { outputs, signs: true }),
+        ("", probe()),
+        ("", BulkToAgent::Wait {}),
+        ("", BulkToAgent::Taken { bytes: 1_048_600 }),
+        ("", BulkToAgent::Committed { attempt: ATTEMPT, ahead: 0 }),
+        ("ahead", BulkToAgent::Committed { attempt: ATTEMPT, ahead: 64 }),
     ]
+}
+
+fn nar(file_hash: Option<Sha256>) -> BulkToAgent {
+    let compression = "zstd".to_owned();
+    BulkToAgent::Nar { info: info(), compression, file_bytes: 52_100, file_hash }
 }
 
 fn path(name: &str) -> StorePath {

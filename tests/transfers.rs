@@ -1,0 +1,576 @@
+//! Bytes between agents and the coordinator, over real SSH connections: cut, stopped, many at a
+//! time, and more than there is room for.
+#![expect(clippy::unwrap_used, reason = "all of it is a test; a failure names its place")]
+
+#[path = "common/closure.rs"]
+#[expect(dead_code, reason = "each of those who share it uses a part")]
+mod closure;
+
+use bytes::Bytes;
+use closure::{Drv, drv, export, file_nar};
+use std::{collections::BTreeMap, num::NonZeroU32, path::Path, time::Duration};
+use steading::{
+    commands,
+    config::Config,
+    coordinator::{Coordinator, engine_thread::SubmitRequest, start, submission},
+    core::{
+        change::Limits,
+        engine::Inputs,
+        hash::Sha256,
+        id::{AttemptId, InstanceId},
+        outcome::Outcome,
+        path_info::PathInfo,
+        store_path::{StoreDir, StorePath},
+    },
+    protocol::{
+        BULK_SUBSYSTEM, CONTROL_SUBSYSTEM,
+        bulk::{
+            BulkFromAgent, BulkToAgent, CHUNK_BYTES_MAX, OFFERS_AHEAD_MAX, OfferedOutput,
+            OutputPlan, RefusalCode, SIGN_INTERVAL, STALL_MAX,
+        },
+        frame::{self, Decoder},
+        handshake::{Capabilities, Hello, PROTOCOL_MAX},
+        message::{FromAgent, ToAgent},
+        session::AgentEnd,
+    },
+    ssh::{self, ChannelReader, ClientConfig, Connection, GuardedWriter, Incoming, host_key},
+    telemetry::Clock,
+};
+use tokio_util::sync::CancellationToken;
+
+/// How long anything may take: generous, because it only costs time when a test fails.
+const DEADLINE: Duration = Duration::from_mins(2);
+
+/// A coordinator in this process.
+struct World {
+    dir: tempfile::TempDir,
+    coordinator: Coordinator,
+    address: String,
+    host_key: String,
+    clock: Clock,
+    stop: CancellationToken,
+}
+
+impl World {
+    async fn new(config: &Config) -> Self {
+        Self::start(tempfile::tempdir().unwrap(), config).await
+    }
+
+    async fn start(dir: tempfile::TempDir, config: &Config) -> Self {
+        let state = dir.path().join("state");
+        for name in ["amber", "birch"] {
+            let key = host_key::load_or_create(&dir.path().join("identities").join(name)).unwrap();
+            let folder = state.join("keys/agents");
+            fs_err::create_dir_all(&folder).unwrap();
+            fs_err::write(folder.join(format!("{name}.pub")), key.public_line()).unwrap();
+        }
+        let (clock, stop) = (Clock::start(), CancellationToken::new());
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let started = start::start(&state, config, listen, clock, stop.clone()).await.unwrap();
+        let coordinator = started.coordinator.clone();
+        let (address, host_key) = (started.address.to_string(), started.host_public_key.clone());
+        tokio::spawn(started.serve(stop.clone(), commands::run));
+        Self { dir, coordinator, address, host_key, clock, stop }
+    }
+
+    /// Submits so many derivations that need nothing.
+    async fn submit(&self, count: usize) -> Vec<Drv> {
+        let drvs: Vec<Drv> = (0..count).map(|n| drv(&format!("d{n}"), "", &[], &[])).collect();
+        let (pieces, done) = submission::receive(&self.coordinator, submission::Trust::None);
+        let stream = Bytes::from(export(&drvs.iter().collect::<Vec<_>>()));
+        pieces.send(submission::Piece::Bytes(stream)).await.unwrap();
+        pieces.send(submission::Piece::End).await.unwrap();
+        done.await.unwrap().unwrap();
+        let request = SubmitRequest {
+            submitter: "tester".parse().unwrap(),
+            roots: drvs.iter().map(|drv| drv.path.clone()).collect(),
+            inputs: Inputs::Leave,
+            priority: 0,
+            limits: Limits::default(),
+            tags: Vec::new(),
+            key: None,
+        };
+        self.coordinator.engine.submit(request).await.unwrap();
+        drvs
+    }
+
+    async fn connect(&self, name: &str) -> Connection {
+        let identity = host_key::load(&self.dir.path().join("identities").join(name)).unwrap();
+        let config = ClientConfig {
+            address: self.address.clone(),
+            host_keys: vec![self.host_key.clone()],
+            identity,
+            user: name.to_owned(),
+        };
+        ssh::connect(&config, &CancellationToken::new()).await.unwrap()
+    }
+
+    /// Returns an agent with so many slots, and so many attempts that it has built.
+    async fn built(&self, name: &str, slots: u32) -> (Agent, BTreeMap<StorePath, AttemptId>) {
+        let connection = self.connect(name).await;
+        let (reader, writer) = connection.subsystem(CONTROL_SUBSYSTEM).await.unwrap();
+        let end = AgentEnd::new(self.clock.now().mono);
+        let mut agent = Agent { _connection: connection, reader, writer, end, clock: self.clock };
+        agent.say(&FromAgent::Hello(hello(slots))).await;
+        assert!(matches!(agent.next().await, ToAgent::Welcome(_)));
+        let mut attempts = BTreeMap::new();
+        for _ in 0..slots {
+            let ToAgent::Allocate(allocation) = agent.next().await else { panic!("no attempt") };
+            let attempt = allocation.attempt;
+            attempts.insert(allocation.derivation, attempt);
+        }
+        for attempt in attempts.values().copied() {
+            agent.say(&FromAgent::Started { attempt }).await;
+            let outcome = Outcome::Built;
+            agent.say(&FromAgent::Finished { attempt, outcome, log_bytes: 0 }).await;
+        }
+        (agent, attempts)
+    }
+
+    async fn bulk(&self, name: &str) -> Bulk {
+        let connection = self.connect(name).await;
+        let (reader, writer) = connection.subsystem(BULK_SUBSYSTEM).await.unwrap();
+        Bulk { connection, reader, writer, decoder: Decoder::default() }
+    }
+
+    /// Returns whether a nar of the path is recorded.
+    async fn holds(&self, path: &StorePath) -> bool {
+        let hash = path.hash();
+        self.coordinator.readers.read(move |reader| reader.holds(hash)).await.unwrap()
+    }
+
+    fn files(&self, folder: &str) -> usize {
+        fs_err::read_dir(self.dir.path().join("state").join(folder)).unwrap().count()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn hello(slots: u32) -> Hello {
+    // Fields that were added since are of no interest here.
+    serde_json::from_value(serde_json::json!({
+        "protocol_min": PROTOCOL_MAX, "protocol_max": PROTOCOL_MAX, "version": "0",
+        "instance": InstanceId::from_bytes([1; 16]), "wall_ms": 0, "held": [],
+        "capabilities": Capabilities {
+            store_dir: StoreDir::nix(),
+            dialect: "nix".to_owned(),
+            systems: vec!["x86_64-linux".to_owned()],
+            emulated_systems: Vec::new(),
+            features: Vec::new(),
+            tags: BTreeMap::default(),
+            slots,
+        },
+    }))
+    .unwrap()
+}
+
+/// An agent that does what the test says.
+struct Agent {
+    _connection: Connection,
+    reader: ChannelReader,
+    writer: GuardedWriter,
+    end: AgentEnd,
+    clock: Clock,
+}
+
+impl Agent {
+    async fn say(&mut self, message: &FromAgent) {
+        let frame = self.end.encode(self.clock.now().mono, message).unwrap();
+        self.writer.write(frame).await.unwrap();
+    }
+
+    async fn next(&mut self) -> ToAgent {
+        loop {
+            match self.end.next_message() {
+                Some(ToAgent::Heartbeat {}) => {}
+                Some(message) => return message,
+                None => match tokio::time::timeout(DEADLINE, self.reader.next()).await.unwrap() {
+                    Incoming::Data(bytes) => {
+                        self.end.receive(self.clock.now().mono, &bytes).unwrap();
+                    }
+                    other => panic!("{other:?}"),
+                },
+            }
+        }
+    }
+}
+
+/// A bulk connection with its channel.
+struct Bulk {
+    connection: Connection,
+    reader: ChannelReader,
+    writer: GuardedWriter,
+    decoder: Decoder,
+}
+
+impl Bulk {
+    async fn say(&self, message: &BulkFromAgent) {
+        self.writer.write(frame::encode(message).unwrap()).await.unwrap();
+    }
+
+    async fn next(&mut self) -> Option<BulkToAgent> {
+        loop {
+            if let Some(message) = self.decoder.next_message().unwrap() {
+                return Some(message);
+            }
+            match tokio::time::timeout(DEADLINE, self.reader.next()).await.unwrap() {
+                Incoming::Data(bytes) => self.decoder.feed(&bytes),
+                Incoming::Eof | Incoming::Lost => return None,
+                Incoming::Stderr(_) | Incoming::Exited(_) => {}
+            }
+        }
+    }
+
+    /// Returns the offset of the plan for one output, and how often to wait was said before.
+    async fn plan(&mut self) -> (u64, usize) {
+        let mut waits = 0;
+        loop {
+            match self.next().await {
+                Some(BulkToAgent::Wait {}) => waits += 1,
+                Some(BulkToAgent::Plan { outputs, .. }) => match outputs[..] {
+                    [OutputPlan::Send { offset }] => return (offset, waits),
+                    _ => panic!("{outputs:?}"),
+                },
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn send(&self, bytes: &[u8]) {
+        for piece in bytes.chunks(CHUNK_BYTES_MAX) {
+            let bytes = Bytes::copy_from_slice(piece);
+            self.say(&BulkFromAgent::Data { bytes }).await;
+        }
+    }
+
+    async fn refusal(&mut self) -> (RefusalCode, String) {
+        match self.next().await {
+            Some(BulkToAgent::Refused { code, reason }) => (code, reason),
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+}
+
+/// Whether an offer asks for signs of life.
+#[derive(Clone, Copy)]
+enum Signs {
+    Wanted,
+    Unknown,
+}
+
+/// One output and its file.
+#[derive(Clone)]
+struct Output {
+    offered: OfferedOutput,
+    file: Bytes,
+}
+
+impl Output {
+    fn new(path: &StorePath, content: &[u8]) -> Self {
+        let nar = file_nar(content);
+        let file = zstd::bulk::compress(&nar, 3).unwrap();
+        let offered = OfferedOutput {
+            name: "out".to_owned(),
+            info: PathInfo {
+                path: path.clone(),
+                nar_hash: Sha256::of(&nar),
+                nar_bytes: nar.len() as u64,
+                references: Vec::new(),
+                deriver: None,
+                signatures: Vec::new(),
+                content_address: None,
+            },
+            compression: "zstd".to_owned(),
+            file_bytes: file.len() as u64,
+            file_hash: Sha256::of(&file),
+        };
+        Self { offered, file: file.into() }
+    }
+
+    /// One that cannot be compressed.
+    fn noise(path: &StorePath, bytes: usize) -> Self {
+        let mut content = vec![0; bytes];
+        getrandom::fill(&mut content).unwrap();
+        Self::new(path, &content)
+    }
+
+    fn offer(&self, attempt: AttemptId, signs: Signs) -> BulkFromAgent {
+        let (outputs, signs) = (vec![self.offered.clone()], matches!(signs, Signs::Wanted));
+        BulkFromAgent::Offer { attempt, outputs, eager: vec![], signs }
+    }
+
+    fn eager(&self, attempt: AttemptId) -> BulkFromAgent {
+        let (outputs, eager) = (vec![self.offered.clone()], vec![self.file.clone()]);
+        BulkFromAgent::Offer { attempt, outputs, eager, signs: true }
+    }
+
+    fn end(&self) -> BulkFromAgent {
+        BulkFromAgent::End { file_hash: self.offered.file_hash }
+    }
+}
+
+fn committed(attempt: AttemptId) -> BulkToAgent {
+    BulkToAgent::Committed { attempt, ahead: OFFERS_AHEAD_MAX }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_outputs_travel_in_their_offers_and_are_answered_in_order() {
+    let world = World::new(&Config::default()).await;
+    let drvs = world.submit(150).await;
+    let (_agent, attempts) = world.built("amber", 150).await;
+    let mut outputs: Vec<_> = drvs
+        .iter()
+        .enumerate()
+        .map(|(n, drv)| (attempts[&drv.path], Output::new(&drv.out, n.to_string().as_bytes())))
+        .collect();
+    // One of them lies; it is told apart from its neighbors.
+    outputs[70].1.offered.info.nar_hash = Sha256::of(b"something else");
+    let mut bulk = world.bulk("amber").await;
+    for (attempt, output) in &outputs[..64] {
+        bulk.say(&output.eager(*attempt)).await;
+    }
+    for (n, (attempt, _)) in outputs.iter().enumerate() {
+        if let Some((next, output)) = outputs.get(n + 64) {
+            bulk.say(&output.eager(*next)).await;
+        }
+        let answer = bulk.next().await;
+        if n == 70 {
+            assert!(matches!(answer, Some(BulkToAgent::Refused { .. })), "{answer:?}");
+        } else {
+            assert_eq!(answer, Some(committed(*attempt)), "{n}");
+        }
+    }
+    for (n, drv) in drvs.iter().enumerate() {
+        assert_eq!(world.holds(&drv.out).await, n != 70, "{n}");
+    }
+    assert_eq!(world.files("incoming"), 0);
+    // The channel is as good as ever, also for what is larger. The same again is stale.
+    bulk.say(&outputs[0].1.offer(outputs[0].0, Signs::Wanted)).await;
+    assert_eq!(bulk.refusal().await.0, RefusalCode::Stale);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offers_with_more_or_fewer_files_than_allowed_are_refused() {
+    let world = World::new(&Config::default()).await;
+    let drvs = world.submit(2).await;
+    let (_agent, attempts) = world.built("amber", 2).await;
+    let mut bulk = world.bulk("amber").await;
+    let large = Output::noise(&drvs[0].out, 70_000);
+    bulk.say(&large.eager(attempts[&drvs[0].path])).await;
+    let (code, reason) = bulk.refusal().await;
+    assert_eq!(code, RefusalCode::Rejected);
+    assert!(reason.contains("65536"), "{reason}");
+    let small = Output::new(&drvs[1].out, b"content");
+    let (attempt, outputs) = (attempts[&drvs[1].path], vec![small.offered]);
+    let eager = vec![small.file.clone(), small.file];
+    bulk.say(&BulkFromAgent::Offer { attempt, outputs, eager, signs: false }).await;
+    assert_eq!(bulk.refusal().await.0, RefusalCode::Rejected);
+    assert_eq!((world.files("incoming"), world.files("depot")), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_was_cut_goes_on_at_the_byte() {
+    let world = World::new(&Config::default()).await;
+    let drvs = world.submit(1).await;
+    let (_agent, attempts) = world.built("amber", 1).await;
+    let attempt = attempts[&drvs[0].path];
+    let output = Output::noise(&drvs[0].out, 3 << 20);
+    let mut sent = 0;
+    for cut in [1 << 20, 1 << 20, 2_000_001, output.file.len()] {
+        let mut bulk = world.bulk("amber").await;
+        // The end of the last connection may not be noticed yet.
+        let offset = loop {
+            bulk.say(&output.offer(attempt, Signs::Wanted)).await;
+            match bulk.next().await {
+                Some(BulkToAgent::Plan { outputs, .. }) => match outputs[..] {
+                    [OutputPlan::Send { offset }] => break usize::try_from(offset).unwrap(),
+                    _ => panic!("{outputs:?}"),
+                },
+                Some(BulkToAgent::Refused { code: RefusalCode::TryLater, .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        };
+        // What was on its way when the connection was cut may be lost, nothing else.
+        assert!(offset <= sent && offset + CHUNK_BYTES_MAX * 64 >= sent, "{offset} of {sent}");
+        if cut < output.file.len() {
+            bulk.send(&output.file[offset..cut.max(offset)]).await;
+            sent = cut.max(offset);
+            // Until all of it is taken, it may be lost.
+            until_length(&world.dir.path().join("state/incoming"), sent).await;
+            drop(bulk);
+            continue;
+        }
+        assert_eq!(offset, sent, "all of it was taken");
+        bulk.send(&output.file[offset..]).await;
+        bulk.say(&output.end()).await;
+        assert_eq!(bulk.next().await, Some(committed(attempt)));
+    }
+    assert_eq!(world.files("incoming"), 0);
+
+    // What was committed can be fetched, from anywhere.
+    let mut bulk = world.bulk("amber").await;
+    let hash = output.offered.file_hash;
+    for (file_hash, from) in [(Some(hash), 1_000), (None, 1_000), (Some(Sha256::of(b"")), 0)] {
+        let path = drvs[0].out.clone();
+        bulk.say(&BulkFromAgent::Fetch { path, offset: 1_000, file_hash }).await;
+        match bulk.next().await {
+            Some(BulkToAgent::Nar { file_hash, .. }) => assert_eq!(file_hash, Some(hash)),
+            other => panic!("{other:?}"),
+        }
+        let mut received = Vec::new();
+        while let Some(BulkToAgent::Data { bytes }) = bulk.next().await {
+            received.extend_from_slice(&bytes);
+        }
+        assert!(received == output.file[from..]);
+    }
+}
+
+/// Waits until the only upload in a directory has this length.
+async fn until_length(incoming: &Path, bytes: usize) {
+    let length = || {
+        let entries = fs_err::read_dir(incoming).unwrap();
+        let lengths = entries.filter_map(|entry| entry.unwrap().metadata().ok());
+        lengths.map(|metadata| metadata.len()).max().unwrap_or(0)
+    };
+    let reached = async {
+        while length() != bytes as u64 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, reached).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offers_beyond_the_limit_wait_for_their_turn_and_hear_of_it() {
+    let config = Config { uploads_max: NonZeroU32::MIN, ..Config::default() };
+    let world = World::new(&config).await;
+    let drvs = world.submit(3).await;
+    let (_agent, attempts) = world.built("amber", 3).await;
+    let outputs: Vec<_> =
+        drvs.iter().map(|drv| (attempts[&drv.path], Output::noise(&drv.out, 1 << 20))).collect();
+    let mut bulks = Vec::new();
+    for _ in 0..4 {
+        bulks.push(world.bulk("amber").await);
+    }
+    let [first, second, leaver, older] = &mut bulks[..] else { panic!() };
+    first.say(&outputs[0].1.offer(outputs[0].0, Signs::Wanted)).await;
+    assert_eq!(first.plan().await, (0, 0));
+    // An agent of before this is not kept waiting, because it would take silence for the end.
+    older.say(&outputs[1].1.offer(outputs[1].0, Signs::Unknown)).await;
+    assert_eq!(older.refusal().await.0, RefusalCode::TryLater);
+    leaver.say(&outputs[2].1.offer(outputs[2].0, Signs::Wanted)).await;
+    second.say(&outputs[1].1.offer(outputs[1].0, Signs::Wanted)).await;
+    assert_eq!(leaver.next().await, Some(BulkToAgent::Wait {}));
+    assert_eq!(second.next().await, Some(BulkToAgent::Wait {}));
+    // Who leaves has no turn; the connection is lost, not closed.
+    leaver.connection.lost().cancel();
+    // A transfer that goes slowly is told how far it is.
+    first.send(&outputs[0].1.file[..1_000]).await;
+    loop {
+        match first.next().await {
+            Some(BulkToAgent::Taken { bytes: 0 }) => {}
+            Some(BulkToAgent::Taken { bytes }) => {
+                assert!((1_000..1_100).contains(&bytes), "{bytes}");
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    first.send(&outputs[0].1.file[1_000..]).await;
+    first.say(&outputs[0].1.end()).await;
+    while first.next().await != Some(committed(outputs[0].0)) {}
+    assert_eq!(second.plan().await.0, 0);
+    second.send(&outputs[1].1.file).await;
+    second.say(&outputs[1].1.end()).await;
+    assert_eq!(second.next().await, Some(committed(outputs[1].0)));
+    assert!(world.holds(&drvs[1].out).await && !world.holds(&drvs[2].out).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_stops_in_the_middle_is_cut_off_and_leaves_only_its_beginning() {
+    let world = World::new(&Config::default()).await;
+    let drvs = world.submit(1).await;
+    let (_agent, attempts) = world.built("amber", 1).await;
+    let attempt = attempts[&drvs[0].path];
+    let output = Output::noise(&drvs[0].out, 1 << 20);
+    let mut bulk = world.bulk("amber").await;
+    bulk.say(&output.offer(attempt, Signs::Wanted)).await;
+    bulk.plan().await;
+    bulk.send(&output.file[..300_000]).await;
+    // SSH is alive all the time and answers keepalives; only the transfer stands still.
+    let begin = world.clock.now().mono.as_ms();
+    let mut signs = 0;
+    while let Some(message) = bulk.next().await {
+        assert!(matches!(message, BulkToAgent::Taken { .. }), "{message:?}");
+        signs += 1;
+    }
+    let took = Duration::from_millis(world.clock.now().mono.as_ms() - begin);
+    assert!(took + SIGN_INTERVAL >= STALL_MAX && took < STALL_MAX + SIGN_INTERVAL, "{took:?}");
+    assert!((2..=3).contains(&signs), "{signs}");
+    tokio::time::timeout(DEADLINE, bulk.connection.lost().cancelled()).await.unwrap();
+    // What came is there for the next try.
+    let mut bulk = world.bulk("amber").await;
+    bulk.say(&output.offer(attempt, Signs::Wanted)).await;
+    assert_eq!(bulk.plan().await, (300_000, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_has_no_more_under_way_than_it_may() {
+    let config = Config { staged_gib_max: NonZeroU32::MIN, ..Config::default() };
+    let world = World::new(&config).await;
+    let drvs = world.submit(3).await;
+    let (_agent, attempts) = world.built("amber", 3).await;
+    let claiming = |n: usize, bytes: u64| {
+        let mut output = Output::new(&drvs[n].out, b"content");
+        output.offered.file_bytes = bytes;
+        output.offered.info.nar_bytes = bytes;
+        output.offer(attempts[&drvs[n].path], Signs::Wanted)
+    };
+    let mut bulks = [world.bulk("amber").await, world.bulk("amber").await];
+    bulks[0].say(&claiming(0, 1 << 29)).await;
+    bulks[0].plan().await;
+    bulks[1].say(&claiming(1, (1 << 29) + 1)).await;
+    let (code, reason) = bulks[1].refusal().await;
+    assert_eq!(code, RefusalCode::TryLater);
+    assert!(reason.contains("536870912 of 1073741824"), "{reason}");
+    // Waiting would not help here.
+    bulks[1].say(&claiming(2, (1 << 30) + 1)).await;
+    let (code, reason) = bulks[1].refusal().await;
+    assert_eq!(code, RefusalCode::Rejected);
+    assert!(reason.contains("staged-gib-max"), "{reason}");
+    bulks[1].say(&claiming(1, 1 << 29)).await;
+    bulks[1].plan().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orphans_go_by_themselves_and_nothing_else_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let orphan = Sha256::of(b"orphan");
+    let place = |hash: &Sha256| {
+        let name = hash.base32();
+        dir.path().join("state/depot").join(&name[..2]).join(format!("{name}.nar.zst"))
+    };
+    let (old, fresh) = (place(&orphan), place(&Sha256::of(b"fresh")));
+    for file in [&old, &fresh] {
+        fs_err::create_dir_all(file.parent().unwrap()).unwrap();
+        fs_err::write(file, "").unwrap();
+    }
+    let long_ago = rustix::fs::Timespec { tv_sec: 1_000, tv_nsec: 0 };
+    let times = rustix::fs::Timestamps { last_access: long_ago, last_modification: long_ago };
+    rustix::fs::utimensat(rustix::fs::CWD, &old, &times, rustix::fs::AtFlags::empty()).unwrap();
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    fs_err::set_permissions(dir.path().join("state/depot"), permissions).unwrap();
+    let world = World::start(dir, &Config::default()).await;
+    let gone = async {
+        while old.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, gone).await.unwrap();
+    assert!(fresh.exists());
+    drop(world);
+}
