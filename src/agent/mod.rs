@@ -149,6 +149,17 @@ pub enum AgentError {
     /// The file with the instance id was changed.
     #[error("{} does not hold an instance id: remove it and the agent makes a new one", .0.display())]
     Instance(PathBuf),
+    /// The spools were written by a newer program.
+    #[error(
+        "{} says that the attempts beside it have the form ‘{found}’, which this program does not \
+         know: start the steading that wrote them, or let it finish them first", path.display()
+    )]
+    Format {
+        /// The file that says so.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
     /// There is no usable key.
     #[error("the agent has no key")]
     Identity(#[source] KeyFileError),

@@ -1,15 +1,25 @@
 //! The agent's state directory: who it is, and where its spools are.
 //!
 //! `instance` holds the id that tells this installation from another that uses the same key;
-//! `attempts/ATTEMPT-ID/` are the spools; `inputs/` holds inputs on their way; `lock` keeps a second agent out.
+//! `attempts/ATTEMPT-ID/` are the spools; `format` is the number of the form that they have;
+//! `inputs/` holds inputs on their way; `lock` keeps a second agent out.
 
 use super::{AgentError, spool};
-use crate::{core::id::InstanceId, telemetry::Clock};
+use crate::{
+    core::id::InstanceId,
+    telemetry::{self, Clock},
+};
 use rustix::fs::{FlockOperation, flock};
 use std::{
     io,
     path::{Path, PathBuf},
 };
+
+/// The newest form of the spools that this program reads, and the one that it writes.
+///
+/// A form that an older program cannot read gets the next number. Fields that are added with a
+/// default are no new form, so that a running attempt survives an upgrade and the way back.
+const FORMAT: u32 = 1;
 
 /// The opened state directory. It is locked for as long as this value lives.
 #[derive(Debug)]
@@ -45,6 +55,7 @@ pub(super) fn open(dir: &Path, clock: Clock) -> Result<State, AgentError> {
         Err(rustix::io::Errno::WOULDBLOCK) => return Err(AgentError::InUse(dir.to_owned())),
         Err(error) => return Err(unusable(error.into())),
     }
+    check_format(dir)?;
     let instance = match read_instance(dir)? {
         Some(instance) => instance,
         None => make_instance(dir, clock).map_err(unusable)?,
@@ -52,6 +63,33 @@ pub(super) fn open(dir: &Path, clock: Clock) -> Result<State, AgentError> {
     // The spools' paths are given to processes that may have another working directory.
     let dir = fs_err::canonicalize(dir).map_err(unusable)?;
     Ok(State { instance, dir, _lock: lock })
+}
+
+/// Makes sure that nothing newer than this program wrote the spools. Directories from before there
+/// were numbers have the first form.
+fn check_format(dir: &Path) -> Result<(), AgentError> {
+    let path = dir.join("format");
+    let unusable = |source| AgentError::StateDir { path: dir.to_owned(), source };
+    let found = match fs_err::read_to_string(&path) {
+        Ok(text) => match text.trim().parse() {
+            Ok(number) => Some(number),
+            Err(_) => {
+                return Err(AgentError::Format {
+                    path,
+                    found: telemetry::printable(text.trim().as_bytes()),
+                });
+            }
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(source) => return Err(unusable(source)),
+    };
+    match found {
+        Some(FORMAT) => Ok(()),
+        Some(newer) if newer > FORMAT => Err(AgentError::Format { path, found: newer.to_string() }),
+        Some(_) | None => {
+            spool::write_durably(dir, "format", format!("{FORMAT}\n").as_bytes()).map_err(unusable)
+        }
+    }
 }
 
 fn read_instance(dir: &Path) -> Result<Option<InstanceId>, AgentError> {
@@ -93,6 +131,30 @@ mod tests {
         assert!(matches!(open(dir.path(), Clock::start()), Err(AgentError::InUse(_))));
         drop(first);
         assert!(open(dir.path(), Clock::start()).is_ok());
+    }
+
+    #[test]
+    fn what_a_newer_program_left_is_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(dir.path(), Clock::start()).unwrap());
+        let format = dir.path().join("format");
+        assert_eq!(fs_err::read_to_string(&format).unwrap(), "1\n");
+        for found in ["2\n", "99999999999999999999", "one"] {
+            fs_err::write(&format, found).unwrap();
+            let error = open(dir.path(), Clock::start()).unwrap_err();
+            assert!(matches!(error, AgentError::Format { .. }), "{error:?}");
+            assert!(error.to_string().contains("start the steading that wrote"), "{error}");
+            assert_eq!(fs_err::read_to_string(&format).unwrap(), found);
+        }
+    }
+
+    #[test]
+    fn what_was_left_before_there_were_numbers_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path(), Clock::start()).unwrap().instance;
+        fs_err::remove_file(dir.path().join("format")).unwrap();
+        assert_eq!(open(dir.path(), Clock::start()).unwrap().instance, first);
+        assert_eq!(fs_err::read_to_string(dir.path().join("format")).unwrap(), "1\n");
     }
 
     #[test]
