@@ -74,13 +74,17 @@ fn coordinator(arguments: &CoordinatorArguments) -> anyhow::Result<ExitCode> {
     let listen = arguments.listen.unwrap_or(config.listen);
     let runtime = tokio::runtime::Runtime::new().context("threads cannot be started")?;
     runtime.block_on(async {
-        let cancel = stop_on_signal()?;
-        let started =
-            start::start(&arguments.state, &config, listen, Clock::start(), cancel.child_token())
-                .await
-                .context("the coordinator cannot start")?;
+        let stop = stop_on_signal()?;
+        // Not the same: agents are told of a stop before connections end.
+        let door = CancellationToken::new();
+        let starting = start::start(&arguments.state, &config, listen, Clock::start(), door);
+        let started = tokio::select! {
+            started = starting => started.context("the coordinator cannot start")?,
+            // A start can wait for room on the disk.
+            () = stop.cancelled() => return Ok(ExitCode::SUCCESS),
+        };
         announce(&arguments.state, &started)?;
-        match started.serve(cancel, commands::run).await {
+        match started.serve(stop, commands::run).await {
             Ok(()) => Ok(ExitCode::SUCCESS),
             Err(error) => {
                 let advice = if error.is_disk_full() {

@@ -115,9 +115,20 @@ impl Channel {
     }
 
     async fn welcome(&mut self, keep: Vec<AttemptId>, drop: Vec<AttemptId>) -> Hello {
+        self.welcome_asking(keep, drop, vec![]).await
+    }
+
+    /// Welcomes an agent and asks it what some of its attempts made.
+    async fn welcome_asking(
+        &mut self,
+        keep: Vec<AttemptId>,
+        drop: Vec<AttemptId>,
+        report: Vec<AttemptId>,
+    ) -> Hello {
         let FromAgent::Hello(hello) = self.receive().await else { panic!("no hello") };
-        let welcome =
-            Welcome { protocol: 1, version: "0".to_owned(), wall_ms: hello.wall_ms, keep, drop };
+        let (protocol, version) = (2, "0".to_owned());
+        let wall_ms = hello.wall_ms;
+        let welcome = Welcome { protocol, version, wall_ms, keep, drop, report };
         self.send(&ToAgent::Welcome(welcome)).await;
         hello
     }
@@ -711,5 +722,42 @@ async fn too_little_room_in_the_store_makes_the_agent_collect_what_nothing_needs
         }
     };
     timeout(LIMIT, collected).await.unwrap();
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn of_an_attempt_that_was_given_up_only_hashes_are_told() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    let mut control = world.control().await;
+    control.welcome(vec![], vec![]).await;
+    let allocation = world.allocation(1);
+    let attempt = allocation.attempt;
+    control.send(&ToAgent::Allocate(allocation)).await;
+    let mut bulk = world.prepare("echo made > $out", vec![]).await;
+    assert_eq!(control.told_to_the_end().await.1, Outcome::Built);
+    let offered = offer(&mut bulk).await;
+    drop((control, bulk));
+
+    // The first report is lost with its connection, so the attempt stays.
+    for _ in 0..2 {
+        let mut control = world.control().await;
+        let hello = control.welcome_asking(vec![], vec![], vec![attempt]).await;
+        assert_eq!(hello.held[0].phase, HeldPhase::Finished(Outcome::Built));
+        let FromAgent::Report { attempt: reported, outputs } = control.told().await else {
+            panic!("no report")
+        };
+        assert_eq!((reported, outputs.len()), (attempt, 1));
+        assert_eq!(outputs[0].path, offered.info.path);
+        assert_eq!(outputs[0].nar_hash, offered.info.nar_hash);
+        assert_eq!(outputs[0].nar_bytes, offered.info.nar_bytes);
+        assert!(world.spool(attempt).exists());
+        drop(control);
+    }
+    let mut control = world.control().await;
+    control.welcome_asking(vec![], vec![], vec![attempt]).await;
+    assert!(matches!(control.told().await, FromAgent::Report { .. }));
+    control.send(&ToAgent::Settled { attempt }).await;
+    world.until_gone(attempt).await;
     agent.stop().await;
 }

@@ -353,6 +353,72 @@ async fn outputs_that_are_right_are_committed_and_published() {
     assert_eq!(world.last_end().await, Some(AttemptEnd::Succeeded));
 }
 
+/// Builds the derivation again and delivers this content. Returns the attempt.
+async fn build_again(
+    world: &World,
+    agent: &mut Agent,
+    path: &StorePath,
+    content: &[u8],
+) -> AttemptId {
+    let attempt = agent.build().await;
+    let (offered, file) = output("out", path, content);
+    let file_hash = offered.file_hash;
+    let mut bulk = agent.bulk().await;
+    let plan = bulk.offer(attempt, &[offered]).await;
+    if matches!(&plan, BulkToAgent::Plan { outputs, .. } if *outputs == [OutputPlan::Send { offset: 0 }])
+    {
+        bulk.say(&BulkFromAgent::Data { bytes: file }).await;
+        bulk.say(&BulkFromAgent::End { file_hash }).await;
+    }
+    let answer = bulk.next().await;
+    assert!(
+        matches!(answer, Some(BulkToAgent::Committed { attempt: of, .. }) if of == attempt),
+        "{answer:?}"
+    );
+    assert_eq!(world.last_end().await, Some(AttemptEnd::Succeeded));
+    attempt
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_differs_is_kept_beside_the_one_that_is_held() {
+    let world = World::new().await;
+    let mut agent = world.agent("amber").await;
+    agent.welcomed().await;
+    let mut attempts = Vec::new();
+    let mut paths = Vec::new();
+    for content in [&b"first"[..], b"other", b"other", b"first"] {
+        let (_, path) = world.submit().await;
+        attempts.push(build_again(&world, &mut agent, &path, content).await);
+        paths.push(path);
+    }
+    let (path, asked) = (paths[0].clone(), attempts.clone());
+    let (held, kept, disputed) = world
+        .coordinator
+        .readers
+        .read(move |reader| {
+            let disputed: Result<Vec<_>, _> =
+                asked.iter().map(|attempt| reader.is_disputed(*attempt)).collect();
+            let (hash, disputed) = (path.hash(), disputed?);
+            Ok::<_, steading::store::StoreError>((
+                reader.nar(hash)?.unwrap(),
+                reader.disputed_nars(hash)?,
+                disputed,
+            ))
+        })
+        .await
+        .unwrap();
+    assert_eq!(disputed, [Some(false), Some(true), Some(true), Some(false)]);
+    let (first, _) = output("out", &paths[0], b"first");
+    let (other, _) = output("out", &paths[0], b"other");
+    assert_eq!(held.info.nar_hash, first.info.nar_hash);
+    assert_eq!(kept.len(), 1, "the same bytes are kept once");
+    assert_eq!((kept[0].0, kept[0].1.info.nar_hash), (attempts[1], other.info.nar_hash));
+    let mut nar = Vec::new();
+    let kept = &kept[0].1;
+    world.coordinator.depot.read_nar(&kept.file_hash, kept.info.nar_bytes, &mut nar).unwrap();
+    assert_eq!(Sha256::of(&nar), other.info.nar_hash);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_offer_that_overtakes_the_report_is_answered_with_it() {
     let world = World::new().await;

@@ -161,6 +161,7 @@ fn an_older_reader_passes_over_a_newer_writers_field() {
         wall_ms: 5,
         keep: vec![],
         drop: vec![],
+        report: vec![],
     };
     assert_eq!(read, ToAgent::Welcome(expected));
 }
@@ -174,6 +175,7 @@ fn a_newer_reader_does_without_an_older_writers_field() {
         wall_ms: 5,
         keep: vec![],
         drop: vec![],
+        report: vec![],
     });
     let read: NewerToAgent = frame::decode(&body(&frame::encode(&older).unwrap())).unwrap();
     assert!(matches!(read, NewerToAgent::Welcome(welcome) if welcome.motto.is_none()));

@@ -10,7 +10,7 @@ use super::{
     watch::SpoolWatch,
 };
 use crate::{
-    core::id::AttemptId,
+    core::{change::OutputRecord, id::AttemptId},
     protocol::{
         handshake::{Capabilities, HELD_MAX, Held, HeldPhase},
         message::{Allocation, FromAgent},
@@ -240,6 +240,32 @@ impl Attempts {
                 self.slots.release(attempt);
             }
         }
+    }
+
+    /// Returns what is said of an attempt whose outputs nobody wants any more: what it made. It is
+    /// forgotten when that has arrived, or at once when there is nothing to say.
+    pub(super) fn report(&mut self, attempt: AttemptId) -> Option<FromAgent> {
+        let result = self.entries.get(&attempt)?.spool.result();
+        let outputs = match result {
+            Ok(Some(result)) => result.outputs,
+            Ok(None) => Vec::new(),
+            Err(error) => {
+                tracing::warn!(%attempt, error = telemetry::chain(&error), "outputs not known any more");
+                Vec::new()
+            }
+        };
+        if outputs.is_empty() {
+            self.forget(attempt);
+            return None;
+        }
+        tracing::info!(%attempt, "attempt was given up: its outputs are only reported");
+        let outputs = outputs.into_iter().map(|output| OutputRecord {
+            name: output.name,
+            path: output.info.path,
+            nar_hash: output.info.nar_hash,
+            nar_bytes: output.info.nar_bytes,
+        });
+        Some(FromAgent::Report { attempt, outputs: outputs.collect() })
     }
 
     /// Notes how much of an attempt's log the coordinator says that it has.

@@ -172,7 +172,7 @@ impl Life {
     async fn prepared(&self) -> Prepared {
         let mut backoff = Backoff::default();
         loop {
-            connected(&mut self.link.clone()).await;
+            connected(self.attempt, &mut self.link.clone()).await;
             match prepare::prepare(&self.equipment, &self.allocation).await {
                 Ok(prepared) => return prepared,
                 Err(error) => {
@@ -257,7 +257,7 @@ impl Life {
     async fn deliver(&self, outputs: &[OfferedOutput]) -> Result<Unwanted, SetupFailure> {
         let mut backoff = Backoff::default();
         loop {
-            connected(&mut self.link.clone()).await;
+            connected(self.attempt, &mut self.link.clone()).await;
             let delivered = self.send(outputs).await;
             match delivered {
                 Ok(Delivery::Committed) => {

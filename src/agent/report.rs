@@ -11,7 +11,7 @@ use crate::{
     protocol::message::{FromAgent, LOG_CHUNK_BYTES_MAX},
     telemetry,
 };
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
     time::{sleep, timeout},
@@ -29,6 +29,9 @@ const RETRY_PAUSE: Duration = Duration::from_secs(5);
 pub(super) struct Link {
     /// Takes messages until the session is over.
     pub(super) outgoing: mpsc::Sender<FromAgent>,
+    /// Attempts that have nothing to say in it, because the coordinator only wanted to know what
+    /// they made.
+    pub(super) muted: Arc<BTreeSet<AttemptId>>,
 }
 
 /// How far an attempt is, as its reporter needs it.
@@ -80,7 +83,7 @@ impl Reporter<'_> {
     /// Reports in one session after the other. Never returns.
     pub(super) async fn run(mut self) {
         loop {
-            let link = connected(&mut self.link).await;
+            let link = connected(self.attempt, &mut self.link).await;
             let Gone = self.report(&link).await;
             link.outgoing.closed().await;
         }
@@ -205,10 +208,15 @@ enum LogState {
     GivenUp,
 }
 
-/// Waits until there is a session. Never returns when the agent stops, because what follows would
-/// be taken for the attempt's end.
-pub(super) async fn connected(link: &mut watch::Receiver<Option<Link>>) -> Link {
-    let usable = |link: &Option<Link>| link.as_ref().is_some_and(|l| !l.outgoing.is_closed());
+/// Waits until there is a session in which the attempt is spoken of. Never returns when the agent
+/// stops, because what follows would be taken for the attempt's end.
+pub(super) async fn connected(
+    attempt: AttemptId,
+    link: &mut watch::Receiver<Option<Link>>,
+) -> Link {
+    let usable = |link: &Option<Link>| {
+        link.as_ref().is_some_and(|l| !l.outgoing.is_closed() && !l.muted.contains(&attempt))
+    };
     let found = match link.wait_for(usable).await {
         Ok(link) => link.clone(),
         Err(_) => None,
@@ -247,7 +255,7 @@ mod tests {
         let mut log: Vec<u8> = Vec::new();
         loop {
             let (outgoing, mut messages) = mpsc::channel(4);
-            link.send_replace(Some(Link { outgoing }));
+            link.send_replace(Some(Link { outgoing, muted: Arc::default() }));
             while let Some(message) = messages.recv().await {
                 match message {
                     FromAgent::Log { offset, bytes, .. } => {

@@ -16,7 +16,7 @@ use crate::{
     },
     telemetry::{self, Clock},
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -239,7 +239,7 @@ impl Session<'_> {
         attempts: &mut Attempts,
     ) -> Result<(), SessionError> {
         let message = match message {
-            ToAgent::Welcome(welcome) => return self.take_welcome(&welcome, attempts),
+            ToAgent::Welcome(welcome) => return self.take_welcome(&welcome, attempts).await,
             ToAgent::Refused { reason } => {
                 self.stage = Stage::Refused(reason);
                 return Err(SessionError::Ended);
@@ -275,7 +275,7 @@ impl Session<'_> {
     }
 
     /// Begins the session proper.
-    fn take_welcome(
+    async fn take_welcome(
         &mut self,
         welcome: &Welcome,
         attempts: &mut Attempts,
@@ -291,11 +291,24 @@ impl Session<'_> {
             tracing::warn!(skew_ms, "this machine's clock differs from the coordinator's");
         }
         let (kept, dropped) = (welcome.keep.len(), welcome.drop.len());
-        tracing::info!(version = welcome.version, kept, dropped, "session with the coordinator");
+        let reported = welcome.report.len();
+        tracing::info!(
+            version = welcome.version,
+            kept,
+            dropped,
+            reported,
+            "session with the coordinator"
+        );
         for attempt in &welcome.drop {
             attempts.forget(*attempt);
         }
-        attempts.link(Link { outgoing });
+        let muted = Arc::new(welcome.report.iter().copied().collect());
+        attempts.link(Link { outgoing, muted });
+        for attempt in &welcome.report {
+            if let Some(report) = attempts.report(*attempt) {
+                self.send(&report).await?;
+            }
+        }
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use super::{
     output::Format,
     verb::Act,
 };
-use crate::core::change::NarRecord;
+use crate::core::{change::NarRecord, id::AttemptId};
 use bytes::Bytes;
 use serde::Serialize;
 use std::io::{self, BufWriter, Write};
@@ -23,6 +23,10 @@ const PIECE_BYTES: usize = 128 * 1024;
 pub(super) struct Nar {
     /// The store path. With --json, what is known of the nar is printed instead of the nar
     path: String,
+
+    /// What this attempt made, where it differs from what is held and was kept to be compared
+    #[arg(long, value_name = "ID")]
+    attempt: Option<AttemptId>,
 }
 
 #[derive(Serialize)]
@@ -61,10 +65,22 @@ impl Act for Nar {
     async fn run(self, invocation: &mut Invocation) -> Result<Exit, CommandError> {
         let path = lines::store_path(&self.path)?;
         let hash = path.hash();
-        let record = invocation.coordinator.readers.read(move |reader| reader.nar(hash)).await?;
+        let attempt = self.attempt;
+        let record = invocation
+            .coordinator
+            .readers
+            .read(move |reader| match attempt {
+                None => reader.nar(hash),
+                Some(attempt) => {
+                    let kept = reader.disputed_nars(hash)?.into_iter();
+                    Ok(kept.filter(|(by, _)| *by == attempt).map(|(_, nar)| nar).next())
+                }
+            })
+            .await?;
         let Some(record) = record.filter(|record| record.info.path == path) else {
+            let which = if attempt.is_some() { "no differing nar of it" } else { "it" };
             return Err(CommandError::NoSuch(format!(
-                "{path} is not held here: ‘outputs {path}’ says what is known of it"
+                "{which} is held here under {path}: ‘outputs {path}’ says what is known"
             )));
         };
         if invocation.output.format() == Format::Json {

@@ -11,10 +11,11 @@ use super::{
 use crate::{
     core::{
         change::{NarOrigin, NarRecord},
+        id::AttemptId,
         store_path::{StoreDir, StorePath},
     },
     depot::Depot,
-    store::{PathBuild, Reader, StoreError},
+    store::{PathBuild, Reader, StoreError, StrayOutput},
 };
 use serde::Serialize;
 
@@ -44,6 +45,26 @@ struct Object {
     /// Known derivations that make it.
     derivations: Vec<String>,
     builds: Vec<Built>,
+    /// Nars that differ from what is held, and are kept to be compared.
+    disputed: Vec<Disputed>,
+    /// What agents said they had made in attempts that are not known here.
+    strays: Vec<Stray>,
+}
+
+#[derive(Serialize)]
+struct Disputed {
+    attempt: String,
+    nar_hash: String,
+    nar_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Stray {
+    attempt: String,
+    agent: String,
+    nar_hash: String,
+    nar_bytes: u64,
+    reported_at: String,
 }
 
 #[derive(Serialize)]
@@ -53,6 +74,8 @@ struct Built {
     agent: String,
     nar_hash: String,
     nar_bytes: u64,
+    /// The agent only said so, after the attempt had been given up.
+    reported: bool,
 }
 
 impl From<PathBuild> for Built {
@@ -63,6 +86,29 @@ impl From<PathBuild> for Built {
             agent: one.agent,
             nar_hash: one.output.nar_hash.to_string(),
             nar_bytes: one.output.nar_bytes,
+            reported: one.reported,
+        }
+    }
+}
+
+impl From<(AttemptId, NarRecord)> for Disputed {
+    fn from((attempt, nar): (AttemptId, NarRecord)) -> Self {
+        Self {
+            attempt: attempt.to_string(),
+            nar_hash: nar.info.nar_hash.to_string(),
+            nar_bytes: nar.info.nar_bytes,
+        }
+    }
+}
+
+impl From<StrayOutput> for Stray {
+    fn from(one: StrayOutput) -> Self {
+        Self {
+            attempt: one.attempt.to_string(),
+            agent: one.agent,
+            nar_hash: one.nar_hash.to_string(),
+            nar_bytes: one.nar_bytes,
+            reported_at: times::rfc3339(one.at),
         }
     }
 }
@@ -129,6 +175,8 @@ fn object(reader: &Reader, path: &StorePath) -> Result<Option<Object>, StoreErro
         unpublished,
         derivations: derivations.iter().map(ToString::to_string).collect(),
         builds: builds.into_iter().map(Built::from).collect(),
+        disputed: reader.disputed_nars(path.hash())?.into_iter().map(Disputed::from).collect(),
+        strays: reader.stray_outputs(path.hash())?.into_iter().map(Stray::from).collect(),
     }))
 }
 
@@ -182,7 +230,20 @@ fn text(object: &Object) -> String {
     for built in &object.builds {
         let differs = object.nar_hash.as_ref().is_some_and(|hash| *hash != built.nar_hash);
         let note = if differs { format!(", as {}", built.nar_hash) } else { String::new() };
-        line(format!("built by {} in build {}{note}", built.agent, built.build));
+        let verb = if built.reported { "late, and not taken: built" } else { "built" };
+        line(format!("{verb} by {} in build {}{note}", built.agent, built.build));
+    }
+    for disputed in &object.disputed {
+        line(format!(
+            "disputed: {}, {} bytes, which ‘nar {} --attempt {}’ prints",
+            disputed.nar_hash, disputed.nar_bytes, object.path, disputed.attempt
+        ));
+    }
+    for stray in &object.strays {
+        line(format!(
+            "{} says it built {} in attempt {}, which is not known here",
+            stray.agent, stray.nar_hash, stray.attempt
+        ));
     }
     text
 }

@@ -68,6 +68,10 @@ struct Attempt {
     /// Its end in a sentence.
     detail: Option<String>,
     disputed: bool,
+    /// When its agent came back with it after it had been given up.
+    readopted_at: Option<String>,
+    /// When its agent said what it had made instead of sending it.
+    reported_at: Option<String>,
     log_bytes: Option<u64>,
 }
 
@@ -105,6 +109,9 @@ impl Act for Show {
             if let Some(detail) = &attempt.detail {
                 invocation.output.line("").await?;
                 let line = format!("Attempt {number}, on {}, {detail}.", attempt.agent);
+                invocation.output.line(&line).await?;
+            }
+            for line in remarks(number, attempt) {
                 invocation.output.line(&line).await?;
             }
         }
@@ -210,6 +217,8 @@ fn attempt_object(attempt: AttemptRow, log_bytes: Option<u64>) -> Attempt {
         end: attempt.end.as_ref().map(crate::core::outcome::AttemptEnd::word),
         detail: attempt.end.as_ref().map(ends::sentence),
         disputed: attempt.disputed,
+        readopted_at: attempt.readopted.map(times::rfc3339),
+        reported_at: attempt.reported.map(times::rfc3339),
         log_bytes,
     }
 }
@@ -256,6 +265,29 @@ fn lines(object: &Object) -> Vec<String> {
     }
     if let Some(until) = &object.deferred_until {
         line("deferred", format!("until {until}"));
+    }
+    lines
+}
+
+/// Returns what else is to be said of an attempt.
+fn remarks(number: usize, attempt: &Attempt) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(at) = &attempt.readopted_at {
+        lines
+            .push(format!("Attempt {number} had been given up; its agent came back with it {at}."));
+    }
+    if let Some(at) = &attempt.reported_at {
+        let what = if attempt.disputed { "something else" } else { "nothing else" };
+        lines.push(format!(
+            "Attempt {number} was over when its agent came back {at}; it had made {what} than what \
+             is held."
+        ));
+    }
+    if attempt.disputed {
+        lines.push(format!(
+            "Attempt {number} is disputed: what it made differs from what is held, which stays; see \
+             ‘outputs’."
+        ));
     }
     lines
 }

@@ -58,6 +58,8 @@ struct Object {
     slots_free: usize,
     /// Messages of attempts that no longer held their lease, since the start.
     stale_messages: u64,
+    /// All messages of agents that changed nothing, since the start, by kind.
+    ignored_messages: BTreeMap<&'static str, u64>,
     nars: u64,
     /// Compressed.
     nar_bytes: u64,
@@ -99,6 +101,8 @@ impl Act for Status {
             coordinator.clock.now().wall.as_ms().saturating_sub(coordinator.started_at.as_ms());
         let door = coordinator.monitor.counters();
         let mut object = object(&counts, holdings, door);
+        let dropped = coordinator.dropped.by_kind().into_iter();
+        object.ignored_messages.extend(dropped.filter(|(_, number)| *number > 0));
         object.started_at = times::rfc3339(coordinator.started_at);
         object.uptime_s = uptime_ms / 1_000;
         object.agents_registered = registered.len();
@@ -149,6 +153,7 @@ fn object(counts: &Counts, holdings: Holdings, door: Counters) -> Object {
         slots: counts.slots,
         slots_free: counts.slots_free,
         stale_messages: counts.stale_messages,
+        ignored_messages: counts.ignored.iter().map(|(kind, n)| (kind.word(), *n)).collect(),
         nars: holdings.nars,
         nar_bytes: holdings.bytes,
         sessions: door.sessions,
@@ -188,7 +193,7 @@ fn lines(object: &Object) -> Vec<String> {
             object.connections,
             object.turned_away
         ),
-        format!("stale     {} messages since the start", object.stale_messages),
+        format!("stale     {}", ignored(object)),
     ];
     if let Some(reason) = &object.intake_closed {
         lines.push(format!("stopped   nothing is given to agents: {}", table::plain(reason)));
@@ -205,6 +210,15 @@ fn lines(object: &Object) -> Vec<String> {
     }
     lines.push(format!("next      {}", object.next));
     lines
+}
+
+/// Returns how many messages changed nothing, by kind.
+fn ignored(object: &Object) -> String {
+    let kinds: Vec<String> =
+        object.ignored_messages.iter().map(|(kind, number)| format!("{number} {kind}")).collect();
+    let kinds = if kinds.is_empty() { String::new() } else { format!(": {}", kinds.join(", ")) };
+    let number: u64 = object.ignored_messages.values().sum();
+    format!("{number} messages changed nothing since the start{kinds}")
 }
 
 /// Returns the most useful thing to do.
@@ -284,6 +298,7 @@ mod tests {
         let mut object =
             object(&Counts::default(), Holdings { nars: 2, bytes: 2048 }, Counters::default());
         object.builds.insert("ready", 3);
+        object.ignored_messages = BTreeMap::from([("stale-offer", 2), ("repeated-started", 1)]);
         object.uptime_s = 61;
         let idle = |number: usize| {
             let reason = "paused by olga: a new disk".to_owned();
@@ -300,7 +315,7 @@ mod tests {
         slots     0 of 0 free
         depot     2 nars, 2.0 KiB
         door      0 sessions, 0 channels, 0 not authenticated; since the start 0 connections, 0 turned away
-        stale     0 messages since the start
+        stale     3 messages changed nothing since the start: 1 repeated-started, 2 stale-offer
         stopped   nothing is given to agents: 1 GiB free, at least 2 GiB are wanted
         agent     a0: paused by olga: a new disk
         agent     a1: paused by olga: a new disk

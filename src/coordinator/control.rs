@@ -8,16 +8,19 @@ use crate::{
         id::AttemptId,
     },
     protocol::{
+        bulk::OFFERED_OUTPUTS_MAX,
         frame::FrameError,
-        handshake::{HELD_MAX, Hello, TAGS_MAX, agree},
+        handshake::{HELD_MAX, Hello, REPORTS_SINCE, TAGS_MAX, agree},
         message::{Allocation, CAPACITY_REASON_BYTES_MAX, FromAgent, ToAgent, Welcome},
         session::{CoordinatorEnd, Due},
     },
     ssh::{ChannelReader, GuardedWriter, Incoming, Principal, Request, WriteError},
+    store::StoreError,
     telemetry,
 };
 use std::{
     collections::BTreeSet,
+    convert::Infallible,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -31,6 +34,22 @@ const SKEW_MS_MAX: u64 = 60_000;
 const FRAMES_MAX: usize = 256;
 
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
+
+/// Messages that sessions drop without asking the engine, since the start.
+#[derive(Debug, Default)]
+pub struct Dropped {
+    log_pieces: AtomicU64,
+    reports: AtomicU64,
+}
+
+impl Dropped {
+    /// Returns how many of each kind there were, by the word that commands print.
+    #[must_use]
+    pub fn by_kind(&self) -> [(&'static str, u64); 2] {
+        [("stale-log", &self.log_pieces), ("unasked-report", &self.reports)]
+            .map(|(word, number)| (word, number.load(Ordering::Relaxed)))
+    }
+}
 
 /// Why a control session ended.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +69,9 @@ pub enum SessionEnd {
     /// The agent was refused.
     #[error("refused: {0}")]
     Refused(String),
+    /// The coordinator stops, and the agent knows.
+    #[error("the coordinator stops")]
+    Restarting,
     /// The agent does not take its orders.
     #[error("the agent does not take its orders, or has opened another session")]
     Detached,
@@ -62,6 +84,9 @@ pub enum SessionEnd {
     /// The coordinator is stopping.
     #[error(transparent)]
     Stopping(#[from] super::engine_thread::EngineGone),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A log could not be written.
     #[error("a log could not be written")]
     Log(#[source] std::io::Error),
@@ -99,6 +124,7 @@ async fn run(
         end,
         frames,
         live: BTreeSet::new(),
+        asked: BTreeSet::new(),
         protocol: 0,
     };
     let result = life.live(hello, &mut input).await;
@@ -149,12 +175,30 @@ struct Life<'a> {
     frames: mpsc::Sender<bytes::Bytes>,
     /// The attempts that this session may log for.
     live: BTreeSet<AttemptId>,
+    /// The attempts that this session was asked to report.
+    asked: BTreeSet<AttemptId>,
     protocol: u16,
 }
 
 impl Life<'_> {
     async fn live(&mut self, hello: Hello, input: &mut ChannelReader) -> Result<(), SessionEnd> {
         let mut orders = self.join(hello).await?;
+        let Err(mut end) = self.serve(input, &mut orders).await;
+        // The engine's last order may be waiting behind what could not be handed in any more.
+        while let (SessionEnd::Stopping(_), Ok(order)) = (&end, orders.try_recv()) {
+            if let Err(other) = self.obey(order).await {
+                end = other;
+            }
+        }
+        Err(end)
+    }
+
+    /// Passes messages and orders on until something ends the session.
+    async fn serve(
+        &mut self,
+        input: &mut ChannelReader,
+        orders: &mut mpsc::Receiver<Order>,
+    ) -> Result<Infallible, SessionEnd> {
         loop {
             let now = self.coordinator.clock.now().mono;
             let wait = self.end.deadline().as_ms().saturating_sub(now.as_ms());
@@ -219,7 +263,7 @@ impl Life<'_> {
                 name: self.principal.name.clone(),
                 instance: hello.instance,
                 abilities,
-                held: hello.held.iter().map(|held| held.attempt).collect(),
+                held: hello.held,
                 capacity: hello.capacity.map(limited),
             })
             .await?;
@@ -253,6 +297,8 @@ impl Life<'_> {
                     let offset =
                         logs.append(attempt, offset, bytes).await.map_err(SessionEnd::Log)?;
                     self.say(&ToAgent::LogReceived { attempt, offset }).await?;
+                } else {
+                    self.coordinator.dropped.log_pieces.fetch_add(1, Ordering::Relaxed);
                 }
             }
             FromAgent::Finished { attempt, outcome, log_bytes } => {
@@ -265,6 +311,29 @@ impl Life<'_> {
                     .map_err(SessionEnd::Log)?;
                 self.coordinator.engine.tell(Input::Finished { session, attempt, outcome }).await?;
             }
+            FromAgent::Report { attempt, outputs } => {
+                // Nobody may fill the database with what was never asked.
+                if self.asked.contains(&attempt) && outputs.len() <= OFFERED_OUTPUTS_MAX {
+                    let report = Input::Report { session, attempt, outputs };
+                    self.coordinator.engine.tell(report).await?;
+                } else {
+                    self.coordinator.dropped.reports.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Says in the log what a report came to, for the operator: a different result is worth a look.
+    async fn tell_of_report(&self, attempt: AttemptId) -> Result<(), SessionEnd> {
+        let agent = &self.principal.name;
+        match self.coordinator.readers.read(move |reader| reader.is_disputed(attempt)).await? {
+            Some(false) => tracing::info!(%agent, %attempt, "late outputs: nothing differs"),
+            Some(true) => tracing::warn!(%agent, %attempt, "late outputs differ: see ‘outputs’"),
+            None => tracing::warn!(
+                %agent, %attempt,
+                "late outputs of an attempt that is not known here; was a backup restored?"
+            ),
         }
         Ok(())
     }
@@ -272,11 +341,15 @@ impl Life<'_> {
     /// Passes one order on.
     async fn obey(&mut self, order: Order) -> Result<(), SessionEnd> {
         let message = match order {
-            Order::Welcome { keep, drop } => {
+            Order::Welcome { keep, mut drop, mut report } => {
                 self.live.extend(&keep);
+                if self.protocol < REPORTS_SINCE {
+                    drop.append(&mut report);
+                }
+                self.asked.extend(&report);
                 tracing::info!(
                     agent = %self.principal.name, kept = keep.len(), dropped = drop.len(),
-                    "agent connected"
+                    reported = report.len(), "agent connected"
                 );
                 ToAgent::Welcome(Welcome {
                     protocol: self.protocol,
@@ -284,10 +357,15 @@ impl Life<'_> {
                     wall_ms: self.coordinator.clock.now().wall.as_ms(),
                     keep,
                     drop,
+                    report,
                 })
             }
             Order::Refuse { reason } => return self.refuse(reason).await,
             Order::Replaced => return Err(SessionEnd::Detached),
+            Order::Restarting { back_in_ms } => {
+                self.say(&ToAgent::Restarting { back_in_ms }).await?;
+                return Err(SessionEnd::Restarting);
+            }
             Order::Allocate { attempt, build, derivation, limits } => {
                 self.live.insert(attempt);
                 ToAgent::Allocate(Allocation {
@@ -304,6 +382,9 @@ impl Life<'_> {
             }
             Order::Settled { attempt } => {
                 self.live.remove(&attempt);
+                if self.asked.remove(&attempt) {
+                    self.tell_of_report(attempt).await?;
+                }
                 ToAgent::Settled { attempt }
             }
         };

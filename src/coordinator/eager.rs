@@ -72,7 +72,7 @@ fn verify(
         Err(refusal) => return Ok(Err(refusal)),
     };
     let verified = plan(depot, *attempt, deriver, prepared).and_then(|mut plan| {
-        let missing = plan.outputs.iter().zip(files).filter(|(planned, _)| planned.held.is_none());
+        let missing = plan.outputs.iter().zip(files).filter(|(planned, _)| planned.is_wanted());
         let uploads = std::mem::take(&mut plan.uploads);
         let mut verified = Vec::with_capacity(uploads.len());
         for (mut upload, (planned, file)) in uploads.into_iter().zip(missing) {

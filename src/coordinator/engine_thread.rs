@@ -71,6 +71,7 @@ enum Message {
     Attach { session: SessionId, orders: mpsc::Sender<Order> },
     Ask { question: Ask, reply: oneshot::Sender<Told> },
     CompareWithDisk { reply: oneshot::Sender<Vec<String>> },
+    Stop { back_in_ms: u64 },
 }
 
 /// The engine is gone: the process is stopping.
@@ -171,6 +172,15 @@ impl EngineHandle {
         answer.await.map_err(|_| EngineGone)
     }
 
+    /// Ends the thread as soon as everything that was handed in before is durable and let out. The
+    /// last that each session hears is when the coordinator expects to be back.
+    ///
+    /// # Errors
+    /// [`EngineGone`]: it has ended already.
+    pub async fn stop(&self, back_in_ms: u64) -> Result<(), EngineGone> {
+        self.messages.send(Message::Stop { back_in_ms }).await.map_err(|_| EngineGone)
+    }
+
     /// Returns how memory differs from what the database would give now.
     ///
     /// # Errors
@@ -265,6 +275,13 @@ pub(super) fn spawn(
     Ok((EngineHandle { messages: sender }, end))
 }
 
+/// Whether the thread goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    GoOn,
+    End,
+}
+
 impl EngineThread {
     fn run(mut self, runtime: &tokio::runtime::Handle) -> Result<(), StoreError> {
         loop {
@@ -278,14 +295,18 @@ impl EngineThread {
             match first {
                 None => self.turn(Vec::new())?,
                 Some(None) => return Ok(()),
-                Some(Some(message)) => self.drain(message)?,
+                Some(Some(message)) => {
+                    if self.drain(message)? == Next::End {
+                        return Ok(());
+                    }
+                }
             }
         }
     }
 
     /// Takes in what has arrived, up to a batch. Questions and submissions see only what is
     /// durable, so whatever came before them is committed first.
-    fn drain(&mut self, first: Message) -> Result<(), StoreError> {
+    fn drain(&mut self, first: Message) -> Result<Next, StoreError> {
         let mut inputs = Vec::new();
         let mut next = Some(first);
         while let Some(message) = next {
@@ -317,10 +338,25 @@ impl EngineThread {
                     self.turn(std::mem::take(&mut inputs))?;
                     drop(reply.send(self.compare()?));
                 }
+                Message::Stop { back_in_ms } => {
+                    self.turn(std::mem::take(&mut inputs))?;
+                    self.take_leave(back_in_ms);
+                    return Ok(Next::End);
+                }
             }
             next = if inputs.len() < BATCH_MAX { self.messages.try_recv().ok() } else { None };
         }
-        self.turn(inputs)
+        self.turn(inputs)?;
+        Ok(Next::GoOn)
+    }
+
+    /// Tells every session that the coordinator stops. An order that was allocated before is in
+    /// front of it, so that no agent misses what it was given.
+    fn take_leave(&mut self, back_in_ms: u64) {
+        for orders in std::mem::take(&mut self.sessions).into_values() {
+            // A session that is over, or takes nothing any more, finds out by itself.
+            orders.try_send(Order::Restarting { back_in_ms }).ok();
+        }
     }
 
     /// Steps, commits, and lets the effects out.

@@ -119,6 +119,9 @@ fn forget_recorded(
     reader: &Reader,
     files: &mut BTreeSet<crate::core::hash::Sha256>,
 ) -> Result<(), StoreError> {
+    for file in reader.disputed_files()? {
+        files.remove(&file);
+    }
     let mut after = None;
     while !files.is_empty() {
         let page = reader.nar_files(after)?;

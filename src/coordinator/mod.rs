@@ -63,6 +63,8 @@ pub struct Coordinator {
     pub rested: broadcast::Sender<(BuildId, ShownState)>,
     /// Where agents are given builds.
     pub allocated: broadcast::Sender<(BuildId, AttemptId)>,
+    /// What sessions of agents dropped.
+    pub dropped: Arc<control::Dropped>,
     /// The clock.
     pub clock: Clock,
     /// The state directory.

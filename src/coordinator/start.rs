@@ -30,10 +30,21 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
-use tokio::sync::{broadcast, oneshot};
+use tokio::{
+    sync::{broadcast, oneshot},
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
+/// When agents are told to come back after a planned stop, in milliseconds: a start takes a second
+/// or two, and an agent that comes too early only tries again.
+const BACK_IN_MS: u64 = 3_000;
+/// How long a planned stop waits until agents have been told: as long as one of them may take
+/// nothing of a message, and a little.
+const FAREWELL_MAX: Duration = Duration::from_secs(7);
 /// How many builds may come to rest before somebody who waits looks; it then asks again.
 const RESTED_MAX: usize = 4_096;
 /// The same for builds that are given to agents.
@@ -91,11 +102,16 @@ pub struct Started {
     pub signing_public_key: String,
     door: Door,
     engine_end: oneshot::Receiver<Result<(), StoreError>>,
+    /// The control sessions of agents.
+    controls: JoinSet<()>,
+    /// Closes the door.
+    cancel: CancellationToken,
     /// Keeps others off the state directory.
     lock: fs::File,
 }
 
-/// Starts a coordinator on a state directory.
+/// Starts a coordinator on a state directory. `cancel` cuts all connections at once; for a stop that
+/// agents are told of, [`Started::serve`] has a token of its own.
 ///
 /// # Errors
 /// [`StartError`]; nothing is left running then.
@@ -160,12 +176,13 @@ pub async fn start(
         activity: Activity::default(),
         rested,
         allocated,
+        dropped: Arc::default(),
         clock,
         state_dir: state_dir.to_owned(),
         started_at: clock.now().wall,
         monitor: door.monitor.clone(),
     };
-    tokio::spawn(hygiene::keep_clean(coordinator.clone(), cancel));
+    tokio::spawn(hygiene::keep_clean(coordinator.clone(), cancel.clone()));
     let started = Started {
         coordinator,
         address: door.address,
@@ -173,6 +190,8 @@ pub async fn start(
         signing_public_key,
         door,
         engine_end,
+        controls: JoinSet::new(),
+        cancel,
         lock,
     };
     started.write_addresses(state_dir).map_err(unusable)?;
@@ -180,13 +199,16 @@ pub async fn start(
 }
 
 impl Started {
-    /// Serves until the token is canceled or the engine fails. Command lines go to `run`.
+    /// Serves until `stop` is canceled or the engine fails. Command lines go to `run`.
+    ///
+    /// On `stop`, everything that has arrived is made durable, every agent is told that the
+    /// coordinator will be back, and then the door is closed.
     ///
     /// # Errors
     /// What ended the engine: the state on disk is good, and a new start goes on from it.
     pub async fn serve<F>(
         mut self,
-        cancel: CancellationToken,
+        stop: CancellationToken,
         run: impl Fn(Coordinator, Request) -> F,
     ) -> Result<(), StoreError>
     where
@@ -194,23 +216,34 @@ impl Started {
     {
         let result = loop {
             tokio::select! {
-                () = cancel.cancelled() => break Ok(()),
-                end = &mut self.engine_end => break end.unwrap_or_else(|_| {
-                    Err(StoreError::Diverged("the engine broke an invariant".to_owned()))
-                }),
+                () = stop.cancelled() => break self.take_leave().await,
+                end = &mut self.engine_end => break engine_result(end),
+                Some(_) = self.controls.join_next() => {}
                 request = self.door.requests.recv() => match request {
                     Some(request) => self.hand_out(request, &run),
                     None => break Ok(()),
                 },
             }
         };
-        cancel.cancel();
+        self.cancel.cancel();
         self.door.closed().await;
         drop(self.lock);
         result
     }
 
-    fn hand_out<F>(&self, request: Request, run: &impl Fn(Coordinator, Request) -> F)
+    /// Stops the engine behind what has arrived, and lets the sessions of agents say so.
+    async fn take_leave(&mut self) -> Result<(), StoreError> {
+        // It may have ended by itself, and then has its own reason.
+        self.coordinator.engine.stop(BACK_IN_MS).await.ok();
+        let result = engine_result((&mut self.engine_end).await);
+        let told = async { while self.controls.join_next().await.is_some() {} };
+        if timeout(FAREWELL_MAX, told).await.is_err() {
+            tracing::warn!(left = self.controls.len(), "not every agent could be told of the stop");
+        }
+        result
+    }
+
+    fn hand_out<F>(&mut self, request: Request, run: &impl Fn(Coordinator, Request) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -218,7 +251,7 @@ impl Started {
         let is_agent = request.principal.role == Role::Agent;
         match &request.kind {
             RequestKind::Subsystem(name) if is_agent && name == CONTROL_SUBSYSTEM => {
-                tokio::spawn(control::serve(coordinator, request));
+                self.controls.spawn(control::serve(coordinator, request));
             }
             RequestKind::Subsystem(name) if is_agent && name == BULK_SUBSYSTEM => {
                 tokio::spawn(bulk::serve(coordinator, request));
@@ -243,6 +276,13 @@ impl Started {
         }
         Ok(())
     }
+}
+
+/// Returns what ended the engine's thread.
+fn engine_result(
+    end: Result<Result<(), StoreError>, oneshot::error::RecvError>,
+) -> Result<(), StoreError> {
+    end.unwrap_or_else(|_| Err(StoreError::Diverged("the engine broke an invariant".to_owned())))
 }
 
 fn make_dirs(state_dir: &Path) -> io::Result<()> {
@@ -287,7 +327,10 @@ fn log_rules(config: &Config) -> LogRules {
 /// Removes what earlier processes left of uploads that nobody will go on with, and counts the rest.
 fn sweep(depot: &Depot, saved: &Saved, transfers: &Transfers) -> Result<(), DepotError> {
     let leases = saved.builds.iter().filter_map(|build| build.state.lease());
-    let live: BTreeMap<_, _> = leases.map(|lease| (lease.attempt, &lease.agent)).collect();
+    // Agents may come back with lost attempts, too, and go on from where they were.
+    let lost = saved.lost.iter().map(|lost| (lost.attempt, &lost.agent));
+    let live: BTreeMap<_, _> =
+        leases.map(|lease| (lease.attempt, &lease.agent)).chain(lost).collect();
     let found = depot.sweep_incoming(|attempt| live.contains_key(&attempt))?;
     if found.removed > 0 {
         tracing::info!(removed = found.removed, kept = found.files, "abandoned uploads removed");

@@ -23,7 +23,7 @@ use crate::{
         BulkFromAgent, BulkToAgent, OFFERED_OUTPUTS_MAX, OFFERS_AHEAD_MAX, OfferedOutput,
         OutputPlan, RefusalCode,
     },
-    store::{Reader, StoreError},
+    store::{DISPUTED_PER_PATH_MAX, Reader, StoreError},
     telemetry,
 };
 use bytes::Bytes;
@@ -61,14 +61,27 @@ pub(super) struct Prepared {
 /// One output of an offer, and what is held under its path.
 pub(super) struct Planned {
     pub(super) offered: OfferedOutput,
-    pub(super) held: Option<NarRecord>,
+    held: Option<NarRecord>,
+    /// What is kept beside it, because it differs.
+    disputed: Vec<Sha256>,
+}
+
+impl Planned {
+    /// Tells whether the nar is to be sent: when none is held, or another one, so that people can
+    /// compare the two. There is an end to that.
+    pub(super) fn is_wanted(&self) -> bool {
+        let hash = self.offered.info.nar_hash;
+        self.held.as_ref().is_none_or(|held| held.info.nar_hash != hash)
+            && !self.disputed.contains(&hash)
+            && self.disputed.len() < DISPUTED_PER_PATH_MAX
+    }
 }
 
 impl Prepared {
     /// Returns how long the files of all outputs are that must be sent.
     fn bytes_to_send(&self) -> u64 {
-        let missing = self.outputs.iter().filter(|planned| planned.held.is_none());
-        missing.fold(0, |sum, planned| sum.saturating_add(planned.offered.file_bytes))
+        let wanted = self.outputs.iter().filter(|planned| planned.is_wanted());
+        wanted.fold(0, |sum, planned| sum.saturating_add(planned.offered.file_bytes))
     }
 }
 
@@ -256,8 +269,14 @@ pub(super) fn prepare(
     candidates.dedup();
     let mut outputs = Vec::with_capacity(offered.len());
     for offered in offered {
-        let held = reader.nar(offered.info.path.hash())?;
-        outputs.push(Planned { offered, held });
+        let hash = offered.info.path.hash();
+        let held = reader.nar(hash)?;
+        let disputed = match &held {
+            Some(_) => reader.disputed_nars(hash)?,
+            None => Vec::new(),
+        };
+        let disputed = disputed.into_iter().map(|(_, nar)| nar.info.nar_hash).collect();
+        outputs.push(Planned { offered, held, disputed });
     }
     Ok(Ok(Prepared { outputs, candidates, fixed: derivation.fixed_output() }))
 }
@@ -321,7 +340,7 @@ pub(super) struct Plan {
     pub(super) verdict: Verdict,
 }
 
-/// Decides what is to be sent. What is held stays; a different result is only noted.
+/// Decides what is to be sent. What is held stays; a different result is kept beside it.
 pub(super) fn plan(
     depot: &Depot,
     attempt: AttemptId,
@@ -333,10 +352,14 @@ pub(super) fn plan(
     let mut answers = Vec::with_capacity(outputs.len());
     let mut verdict = Verdict::Agreed;
     for planned in &outputs {
-        if let Some(held) = &planned.held {
-            if held.info.nar_hash != planned.offered.info.nar_hash {
-                verdict = Verdict::Disputed;
-            }
+        if let Some(held) = &planned.held
+            && held.info.nar_hash != planned.offered.info.nar_hash
+        {
+            verdict = Verdict::Disputed;
+            let path = &planned.offered.info.path;
+            tracing::warn!(%attempt, %path, "an output differs from what is held");
+        }
+        if !planned.is_wanted() {
             answers.push(OutputPlan::Held);
             continue;
         }

@@ -3,7 +3,10 @@
 //! While an attempt lives its state follows its build's; what is its own is how it ended. The
 //! database keeps every attempt for good.
 
-use super::outcome::AttemptEnd;
+use super::{
+    id::AttemptId,
+    outcome::{AttemptEnd, Outcome},
+};
 
 /// Where an attempt stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +47,35 @@ impl AttemptState {
             Self::Receiving => 2,
             Self::Ended(_) => 3,
         }
+    }
+}
+
+/// One attempt that an agent still has.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Held {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// How far it is.
+    pub phase: HeldPhase,
+}
+
+/// How far a held attempt is.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeldPhase {
+    /// Inputs are being fetched.
+    Preparing,
+    /// The builder runs.
+    Building,
+    /// It is over; outputs, if any, wait in the spool.
+    Finished(Outcome),
+}
+
+impl HeldPhase {
+    /// Tells whether the agent has outputs to deliver.
+    #[must_use]
+    pub const fn has_outputs(&self) -> bool {
+        matches!(self, Self::Finished(Outcome::Built))
     }
 }
 

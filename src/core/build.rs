@@ -6,6 +6,9 @@
 //!              └── given back after an infrastructure end
 //! ```
 //!
+//! A build that was given back because its agent was lost, and that nobody took since, is allocated
+//! again under the same attempt when that agent comes back with it.
+//!
 //! `queued` is what the database keeps of a build that nobody has yet. Whether it is shown as
 //! `waiting`, `ready` or `blocked` follows from its derivation's inputs (see [`super::graph`]) and
 //! is therefore never stored.
@@ -65,6 +68,8 @@ pub struct Lease {
 pub enum BuildEvent {
     /// The planner gave it to an agent.
     Allocated(Lease),
+    /// The agent of an attempt that was given up came back with it.
+    Readopted(Lease),
     /// The agent started the builder.
     Started(AttemptId),
     /// The agent has the outputs.
@@ -106,7 +111,8 @@ pub fn next_state(state: &BuildState, event: BuildEvent) -> Result<BuildState, I
     let holder = state.lease().map(|lease| lease.attempt);
     let held_by = |attempt: AttemptId| holder == Some(attempt);
     Ok(match (state, event) {
-        (S::Queued, BuildEvent::Allocated(lease)) => S::Allocated(lease),
+        (S::Queued, BuildEvent::Allocated(lease))
+        | (S::Queued | S::Deferred { .. }, BuildEvent::Readopted(lease)) => S::Allocated(lease),
         (S::Allocated(lease), BuildEvent::Started(by)) if held_by(by) => S::Building(lease.clone()),
         (S::Allocated(lease) | S::Building(lease), BuildEvent::Built(by)) if held_by(by) => {
             S::Receiving(lease.clone())
@@ -301,6 +307,7 @@ mod tests {
         ] {
             for event in [
                 BuildEvent::Allocated(lease(1)),
+                BuildEvent::Readopted(lease(1)),
                 BuildEvent::Started(mine),
                 BuildEvent::Built(mine),
                 BuildEvent::Committed(mine),
@@ -323,6 +330,21 @@ mod tests {
             assert_eq!(next_state(&state, back), Ok(BuildState::Queued));
             let back = BuildEvent::GivenBack { attempt: mine, until: Some(later) };
             assert_eq!(next_state(&state, back), Ok(BuildState::Deferred { until: later }));
+        }
+    }
+
+    #[test]
+    fn only_what_nobody_has_is_readopted() {
+        let back = || BuildEvent::Readopted(lease(1));
+        for state in [BuildState::Queued, BuildState::Deferred { until: Timestamp::from_ms(5) }] {
+            assert_eq!(next_state(&state, back()), Ok(BuildState::Allocated(lease(1))));
+        }
+        for state in [
+            BuildState::Allocated(lease(2)),
+            BuildState::Building(lease(2)),
+            BuildState::Receiving(lease(2)),
+        ] {
+            assert!(next_state(&state, back()).is_err());
         }
     }
 

@@ -52,6 +52,34 @@ pub enum Change {
         /// When.
         at: Timestamp,
     },
+    /// The agent of an attempt that was given up came back with it, and nobody else had the build:
+    /// the attempt lives again, as allocated. What it was before stays written down.
+    AttemptReadopted {
+        /// Which one.
+        attempt: AttemptId,
+        /// When.
+        at: Timestamp,
+    },
+    /// A verified nar that differs from what is held under its path, or came with one that does: it
+    /// is kept beside the others and never published.
+    DisputedNar {
+        /// The attempt that made it.
+        attempt: AttemptId,
+        /// What it is.
+        nar: Arc<NarRecord>,
+    },
+    /// What an agent made in an attempt that was not its own any more. Nothing was received; the
+    /// hashes are compared with those of what is held, now and when that is committed.
+    Reported {
+        /// Which attempt. Nothing may be known of it, as after a restore from an older backup.
+        attempt: AttemptId,
+        /// Who reports.
+        agent: Name,
+        /// What it says it made.
+        outputs: Vec<OutputRecord>,
+        /// When.
+        at: Timestamp,
+    },
     /// The outputs of a successful attempt, all together.
     Outputs {
         /// Which attempt.
@@ -218,8 +246,8 @@ pub struct Limits {
     pub max_silent_ms: Option<u64>,
 }
 
-/// One output of a successful attempt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One output that an attempt made. Its fields are also how agents report it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct OutputRecord {
     /// Its name in the derivation.
     pub name: String,

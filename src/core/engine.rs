@@ -7,18 +7,24 @@
 mod administration;
 mod agents;
 mod ask;
+mod contested;
+mod ignored;
 mod input;
+mod lost;
 mod order;
 mod queueing;
 mod restore;
 mod submit;
 
 pub use ask::{AgentView, Ask, Counts, Told};
+pub use ignored::Ignored;
 pub use input::{
     Administered, Answer, Authority, Canceled, Decision, Delivery, Effect, Input, Inputs, Order,
     Root, Submission, Token,
 };
-pub use restore::{OpenBuild, Saved, SavedAgent, Snapshot, SnapshotAgent, SnapshotBuild};
+pub use restore::{
+    LostAttempt, OpenBuild, Saved, SavedAgent, Snapshot, SnapshotAgent, SnapshotBuild,
+};
 
 use super::{
     agent::{Agent, Capacity},
@@ -115,9 +121,13 @@ pub struct Engine {
     /// Offers that came before the report that the attempt is finished: they travel on different
     /// connections. At most one per live attempt.
     early_offers: BTreeMap<AttemptId, Token>,
-    stale_messages: u64,
     /// Why the coordinator cannot take results in now.
     intake_closed: Option<String>,
+    /// What its agents may still come back with.
+    lost: lost::LostAttempts,
+    /// What was committed while others were sending the same path.
+    contested: contested::Contested,
+    ignored: BTreeMap<Ignored, u64>,
 }
 
 /// What a step has produced so far, and what it needs to know.
@@ -141,8 +151,10 @@ impl Engine {
             agents: BTreeMap::new(),
             deferred: BTreeSet::new(),
             early_offers: BTreeMap::new(),
-            stale_messages: 0,
             intake_closed: None,
+            lost: lost::LostAttempts::default(),
+            contested: contested::Contested::default(),
+            ignored: BTreeMap::new(),
         }
     }
 
@@ -196,6 +208,9 @@ impl Engine {
             Input::Finished { session, attempt, outcome } => {
                 self.finished(turn, session, attempt, outcome);
             }
+            Input::Report { session, attempt, outputs } => {
+                self.report(turn, session, attempt, outputs);
+            }
             Input::Offer { token, agent, attempt } => self.offer(turn, token, &agent, attempt),
             Input::Deliver { token, agent, attempt, delivery } => {
                 self.deliver(turn, token, &agent, attempt, delivery);
@@ -223,6 +238,9 @@ impl Engine {
         }
         self.index_state(ix, &to);
         self.builds[ix].state = to.clone();
+        if matches!(from, BuildState::Receiving(_)) {
+            self.forget_contested();
+        }
         turn.out.changes.push(Change::BuildMoved { build: id, from, to, at: turn.now.wall });
         if self.builds[ix].state == BuildState::Queued {
             // What its inputs did meanwhile decides: ready, waiting or blocked.

@@ -322,6 +322,14 @@ impl Graph {
         unneeded
     }
 
+    /// Tells whether the coordinator holds an output, as far as a derivation in memory has it.
+    #[must_use]
+    pub fn holds(&self, output: PathHash) -> bool {
+        self.makers_of(output).iter().any(|ix| {
+            self.nodes[*ix].outputs.iter().any(|(path, held)| *path == output && *held == Held::Yes)
+        })
+    }
+
     /// Notes that the coordinator now holds an output.
     pub fn hold(&mut self, output: PathHash) {
         for ix in self.by_output.get(&output).cloned().unwrap_or_default() {

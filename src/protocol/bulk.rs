@@ -198,7 +198,7 @@ pub struct OfferedOutput {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OutputPlan {
-    /// Nothing: it holds a nar with the same hash.
+    /// Nothing: it holds a nar of the path, or has seen enough different ones.
     Held,
     /// The file from this offset on.
     Send {

@@ -1,17 +1,17 @@
 //! The first exchange: which protocol both ends speak, who the agent is and what it still holds.
 
-use crate::core::{
-    agent::Capacity,
-    id::{AttemptId, InstanceId},
-    outcome::Outcome,
-    store_path::StoreDir,
-};
+use crate::core::{agent::Capacity, id::InstanceId, store_path::StoreDir};
 use std::collections::BTreeMap;
+
+pub use crate::core::attempt::{Held, HeldPhase};
 
 /// The oldest protocol this program speaks.
 pub const PROTOCOL_MIN: u16 = 1;
-/// The newest protocol this program speaks.
-pub const PROTOCOL_MAX: u16 = 1;
+/// The newest protocol this program speaks. Protocol 2 added reports of attempts that were given
+/// up ([`REPORTS_SINCE`]).
+pub const PROTOCOL_MAX: u16 = 2;
+/// The first protocol in which a welcome may ask for a report.
+pub const REPORTS_SINCE: u16 = 2;
 /// How many attempts an agent may claim to hold.
 pub const HELD_MAX: usize = 4_096;
 /// How many tags an agent may give itself.
@@ -62,27 +62,6 @@ pub struct Capabilities {
     pub tags: BTreeMap<String, String>,
 }
 
-/// One attempt that the agent still has.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Held {
-    /// The attempt.
-    pub attempt: AttemptId,
-    /// How far it is.
-    pub phase: HeldPhase,
-}
-
-/// How far a held attempt is.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum HeldPhase {
-    /// Inputs are being fetched.
-    Preparing,
-    /// The builder runs.
-    Building,
-    /// It is over; outputs, if any, wait in the spool.
-    Finished(Outcome),
-}
-
 /// Returns the newest protocol that both ends speak.
 #[must_use]
 pub fn agree(hello: &Hello) -> Option<u16> {
@@ -118,8 +97,9 @@ mod tests {
     #[test]
     fn the_newest_common_protocol_is_spoken() {
         assert_eq!(agree(&speaking(1, 1)), Some(1));
-        assert_eq!(agree(&speaking(1, 9)), Some(1));
-        assert_eq!(agree(&speaking(2, 9)), None);
+        assert_eq!(agree(&speaking(1, 9)), Some(PROTOCOL_MAX));
+        assert_eq!(agree(&speaking(2, 2)), Some(2));
+        assert_eq!(agree(&speaking(PROTOCOL_MAX + 1, 9)), None);
         assert_eq!(agree(&speaking(0, 0)), None);
         assert_eq!(agree(&speaking(9, 1)), None);
     }

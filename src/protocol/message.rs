@@ -2,6 +2,7 @@
 
 use super::handshake::Hello;
 use crate::core::{
+    change::OutputRecord,
     id::{AttemptId, BuildId},
     outcome::Outcome,
     store_path::StorePath,
@@ -52,6 +53,14 @@ pub enum FromAgent {
         /// [`CAPACITY_REASON_BYTES_MAX`] bytes. Absent when they are not fewer.
         #[serde(default)]
         reason: Option<String>,
+    },
+    /// What an attempt made that the welcome asked a report of, instead of its outputs. Since
+    /// protocol 2.
+    Report {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// All its outputs.
+        outputs: Vec<OutputRecord>,
     },
     /// Nothing but a sign of life.
     Heartbeat {},
@@ -110,6 +119,10 @@ pub struct Welcome {
     pub keep: Vec<AttemptId>,
     /// Of the held attempts, those to stop and forget.
     pub drop: Vec<AttemptId>,
+    /// Of the held attempts, those whose outputs are wanted no more but are to be reported, to be
+    /// compared with what others built. Since protocol 2.
+    #[serde(default)]
+    pub report: Vec<AttemptId>,
 }
 
 /// One build given to an agent.

@@ -3,7 +3,7 @@
 //! Every transition names the state it starts from and must find exactly that row; anything else
 //! means that memory and disk have parted, and the process must restart from the database.
 
-use super::{Store, StoreError, agents, doing, nars};
+use super::{Store, StoreError, agents, disputes, doing, nars};
 use crate::core::{
     attempt::AttemptState,
     build::BuildState,
@@ -54,6 +54,16 @@ impl Store {
             }
             Change::AttemptMoved { attempt, to, at } => {
                 move_attempt(&self.connection, *attempt, to, *at)
+            }
+            Change::AttemptReadopted { attempt, at } => {
+                readopt_attempt(&self.connection, *attempt, *at)
+            }
+            Change::DisputedNar { attempt, nar } => {
+                let dir = self.store_dir(nar.info.path.dir())?;
+                disputes::insert(&self.connection, dir, *attempt, nar)
+            }
+            Change::Reported { attempt, agent, outputs, at } => {
+                disputes::insert_report(&self.connection, *attempt, agent, outputs, *at)
             }
             Change::Outputs { attempt, outputs, verdict } => {
                 insert_outputs(&self.connection, *attempt, outputs, *verdict)
@@ -216,8 +226,10 @@ fn move_attempt(
     let moved = connection
         .prepare_cached(
             "UPDATE attempts SET state = :to,
-                started_at = CASE :to WHEN 'building' THEN :at ELSE started_at END,
-                built_at = CASE :to WHEN 'receiving' THEN :at ELSE built_at END,
+                started_at = CASE :to WHEN 'building' THEN coalesce(started_at, :at)
+                    ELSE started_at END,
+                built_at = CASE :to WHEN 'receiving' THEN coalesce(built_at, :at)
+                    ELSE built_at END,
                 ended_at = CASE :to WHEN 'ended' THEN :at END, ended = :ended, detail = :detail
              WHERE id = :id AND state <> 'ended' AND state <> :to",
         )
@@ -234,6 +246,31 @@ fn move_attempt(
     Err(StoreError::Diverged(format!("attempt {attempt} cannot become {} in it", to.word())))
 }
 
+/// Lets an attempt live again that was given up because its agent was lost. It began when it began.
+fn readopt_attempt(
+    connection: &Connection,
+    attempt: AttemptId,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    let moved = connection
+        .prepare_cached(
+            "UPDATE attempts SET state = 'allocated', ended_at = NULL, ended = NULL, detail = NULL,
+                readopted_at = :at
+             WHERE id = :id AND state = 'ended' AND ended = :lost",
+        )
+        .and_then(|mut update| {
+            update.execute(named_params! {
+                ":id": attempt.as_bytes(), ":at": at.as_ms(),
+                ":lost": AttemptEnd::AgentLost.word(),
+            })
+        })
+        .map_err(doing("take an attempt back"))?;
+    if moved == 1 {
+        return Ok(());
+    }
+    Err(StoreError::Diverged(format!("attempt {attempt} was not lost in it")))
+}
+
 fn end_json(end: &AttemptEnd) -> Result<String, StoreError> {
     serde_json::to_string(end)
         .map_err(|error| StoreError::Diverged(format!("an end cannot be written: {error}")))
@@ -246,10 +283,13 @@ fn insert_outputs(
     verdict: Verdict,
 ) -> Result<(), StoreError> {
     for output in outputs {
+        // Its agent may have reported them before the attempt was taken back.
         connection
             .prepare_cached(
                 "INSERT INTO attempt_outputs (attempt, output, path, nar_hash, nar_bytes)
-                 VALUES (:attempt, :output, :path, :nar_hash, :nar_bytes)",
+                 VALUES (:attempt, :output, :path, :nar_hash, :nar_bytes)
+                 ON CONFLICT (attempt, output) DO UPDATE SET path = :path, nar_hash = :nar_hash,
+                    nar_bytes = :nar_bytes",
             )
             .and_then(|mut insert| {
                 insert.execute(named_params! {

@@ -3,9 +3,10 @@
 use super::{Store, StoreError, doing, row};
 use crate::core::{
     change::{Limits, Origin},
-    engine::{Inputs, OpenBuild, Root, Saved},
+    engine::{Inputs, LostAttempt, OpenBuild, Root, Saved},
     graph::{EndResult, Facts, Held, LastEnd},
-    id::{BuildId, Name},
+    id::{AttemptId, BuildId, Name},
+    outcome::AttemptEnd,
     plan::Class,
     store_path::PathHash,
     time::Timestamp,
@@ -50,7 +51,13 @@ impl Store {
                 facts.insert(input, found);
             }
         }
-        Ok(Saved { facts: facts.into_values().collect(), builds, agents: self.agents()? })
+        let mut lost = Vec::new();
+        // To lose an agent counts, so most builds need not be asked about.
+        for build in builds.iter().filter(|build| build.infrastructure_ends > 0) {
+            self.lost_attempts(build.id, &mut lost)?;
+        }
+        let (facts, agents) = (facts.into_values().collect(), self.agents()?);
+        Ok(Saved { facts, builds, agents, lost })
     }
 
     /// Returns what a submission needs: the roots and their inputs, and with builds for inputs the
@@ -225,6 +232,30 @@ impl Store {
             builds.push(build.map_err(doing("read open builds"))??);
         }
         Ok(builds)
+    }
+
+    /// Adds the attempts of a build that their agents may come back with.
+    fn lost_attempts(&self, build: BuildId, lost: &mut Vec<LostAttempt>) -> Result<(), StoreError> {
+        const TABLE: &str = "attempts";
+        let mut select = self
+            .connection
+            .prepare_cached(
+                "SELECT id, agent FROM attempts WHERE build = :build AND ended = :lost
+                 ORDER BY id LIMIT -1",
+            )
+            .map_err(doing("read lost attempts"))?;
+        let rows = select
+            .query_map(
+                named_params! { ":build": build.as_bytes(), ":lost": AttemptEnd::AgentLost.word() },
+                |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, String>(1)?)),
+            )
+            .map_err(doing("read lost attempts"))?;
+        for columns in rows {
+            let (attempt, agent) = columns.map_err(doing("read lost attempts"))?;
+            let attempt = AttemptId::from_bytes(row::bytes(TABLE, &attempt)?);
+            lost.push(LostAttempt { attempt, build, agent: row::parsed(TABLE, &agent)? });
+        }
+        Ok(())
     }
 }
 

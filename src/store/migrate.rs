@@ -7,8 +7,11 @@ use rusqlite::{Connection, TransactionBehavior};
 use std::collections::BTreeMap;
 
 /// All scripts, in order. Script `n` leads from version `n` to version `n + 1`.
-const SCRIPTS: &[&str] =
-    &[include_str!("../../schema/0001_initial.sql"), include_str!("../../schema/0002_agents.sql")];
+const SCRIPTS: &[&str] = &[
+    include_str!("../../schema/0001_initial.sql"),
+    include_str!("../../schema/0002_agents.sql"),
+    include_str!("../../schema/0003_leases.sql"),
+];
 
 /// Brings the database to the newest version, one transaction per script.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {

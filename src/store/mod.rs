@@ -7,6 +7,7 @@
 mod agents;
 mod apply;
 mod derivations;
+mod disputes;
 mod load;
 mod migrate;
 mod nars;
@@ -14,6 +15,7 @@ mod open;
 mod read;
 mod row;
 
+pub use disputes::{DISPUTED_PER_PATH_MAX, StrayOutput};
 pub use load::SubmissionFacts;
 pub use open::{Reader, Store};
 pub use read::{

@@ -1,6 +1,6 @@
 //! The table of verified nars.
 
-use super::{Reader, StoreError, doing, row};
+use super::{Reader, StoreError, disputes, doing, row};
 use crate::core::{
     change::{NarOrigin, NarRecord},
     hash::Sha256,
@@ -23,7 +23,8 @@ pub(super) fn stored_size(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// Inserts a nar, unless one is held under the path; what is held stays.
+/// Inserts a nar, unless one is held under the path; what is held stays. Attempts that were said to
+/// have made something else of the path are disputed from now on.
 pub(super) fn insert(
     connection: &Connection,
     dir: i64,
@@ -31,7 +32,7 @@ pub(super) fn insert(
 ) -> Result<(), StoreError> {
     let info = &record.info;
     let refs: Vec<String> = info.references.iter().map(StorePath::base_name).collect();
-    connection
+    let inserted = connection
         .prepare_cached(
             "INSERT INTO nars (path, store_dir, name, nar_hash, nar_bytes, file_hash, file_bytes,
                 refs, deriver, content_address, signatures, origin, verified_at)
@@ -53,6 +54,9 @@ pub(super) fn insert(
             })
         })
         .map_err(doing("insert a nar"))?;
+    if inserted == 1 {
+        disputes::mark_differing(connection, info.path.hash(), &info.nar_hash)?;
+    }
     connection
         .prepare_cached("DELETE FROM missing_outputs WHERE path = :path")
         .and_then(|mut delete| {
@@ -227,7 +231,7 @@ impl Reader {
 }
 
 /// Reads a nar from a row of [`COLUMNS`].
-fn read(row: &Row<'_>) -> Result<NarRecord, StoreError> {
+pub(super) fn read(row: &Row<'_>) -> Result<NarRecord, StoreError> {
     let sql = doing("read a nar");
     let blob = |column: usize| row.get::<_, Vec<u8>>(column);
     let text = |column: usize| row.get::<_, String>(column);

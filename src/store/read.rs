@@ -72,6 +72,10 @@ pub struct AttemptRow {
     pub end: Option<AttemptEnd>,
     /// Whether its outputs differ from those that are held.
     pub disputed: bool,
+    /// When its agent came back with it after it had been given up, the last time.
+    pub readopted: Option<Timestamp>,
+    /// When its agent said what it had made instead of sending it.
+    pub reported: Option<Timestamp>,
 }
 
 /// An output of an attempt.
@@ -96,6 +100,8 @@ pub struct PathBuild {
     pub attempt: AttemptId,
     /// The agent.
     pub agent: String,
+    /// Whether this is only what the agent said.
+    pub reported: bool,
     /// What that attempt made.
     pub output: OutputRow,
 }
@@ -232,7 +238,7 @@ impl Reader {
             .connection
             .prepare_cached(
                 "SELECT id, build, agent, state, allocated_at, started_at, built_at, ended_at,
-                    detail, disputed
+                    detail, disputed, readopted_at, reported_at
                  FROM attempts WHERE build = :build ORDER BY allocated_at, id LIMIT :limit",
             )
             .map_err(doing("read attempts"))?;
@@ -281,7 +287,8 @@ impl Reader {
         let mut select = self
             .connection
             .prepare_cached(
-                "SELECT o.output, o.path, o.nar_hash, o.nar_bytes, a.id, a.build, a.agent
+                "SELECT o.output, o.path, o.nar_hash, o.nar_bytes, a.id, a.build, a.agent,
+                    a.reported_at IS NOT NULL AND a.ended IS NOT 'succeeded'
                  FROM attempt_outputs o JOIN attempts a ON a.id = o.attempt
                  WHERE o.path = :path ORDER BY a.ended_at DESC, a.id LIMIT :limit",
             )
@@ -289,17 +296,18 @@ impl Reader {
         let rows = select
             .query_map(named_params! { ":path": path.as_bytes(), ":limit": ROWS_MAX }, |row| {
                 let ids = (row.get::<_, Vec<u8>>(4)?, row.get::<_, Vec<u8>>(5)?);
-                Ok((read_output(row, 0), ids, row.get::<_, String>(6)?))
+                Ok((read_output(row, 0), ids, row.get::<_, String>(6)?, row.get::<_, bool>(7)?))
             })
             .map_err(doing("read who built a path"))?;
         let mut builds = Vec::new();
         for columns in rows {
-            let (output, (attempt, build), agent) =
+            let (output, (attempt, build), agent, reported) =
                 columns.map_err(doing("read who built a path"))?;
             builds.push(PathBuild {
                 build: BuildId::from_bytes(row::bytes("attempts", &build)?),
                 attempt: AttemptId::from_bytes(row::bytes("attempts", &attempt)?),
                 agent,
+                reported,
                 output: output?,
             });
         }
@@ -320,6 +328,22 @@ impl Reader {
                 bytes: u64::try_from(bytes).unwrap_or(0),
             })
             .map_err(doing("count nars"))
+    }
+
+    /// Tells whether an attempt made something else than what is held; `None` when there is no such
+    /// attempt.
+    ///
+    /// # Errors
+    /// [`StoreError::Sql`].
+    pub fn is_disputed(&self, attempt: AttemptId) -> Result<Option<bool>, StoreError> {
+        self.connection
+            .prepare_cached("SELECT disputed FROM attempts WHERE id = :id")
+            .and_then(|mut select| {
+                select
+                    .query_row(named_params! { ":id": attempt.as_bytes() }, |row| row.get(0))
+                    .optional()
+            })
+            .map_err(doing("read an attempt"))
     }
 
     /// Returns the build of an attempt; `None` when there is no such attempt.
@@ -465,6 +489,8 @@ pub(super) fn read_attempt(row: &Row<'_>) -> Result<AttemptRow, StoreError> {
         ended: time(7)?,
         end: detail.as_deref().map(|text| row::json(TABLE, text)).transpose()?,
         disputed: row.get(9).map_err(&sql)?,
+        readopted: time(10)?,
+        reported: time(11)?,
     })
 }
 

@@ -4,6 +4,7 @@
 mod agents;
 mod commit;
 mod damage;
+mod late;
 mod together;
 
 use super::{Store, StoreError};

@@ -93,9 +93,19 @@ pub(crate) fn derive(recipe: &Recipe<'_>) -> Drv {
 
 /// Makes a derivation in `/nix/store` with one output.
 pub(crate) fn drv(name: &str, script: &str, inputs: &[&Drv], sources: &[&StorePath]) -> Drv {
+    drv_in(&StoreDir::nix(), name, script, inputs, sources)
+}
+
+/// Makes a derivation with the output `out` in this store directory.
+pub(crate) fn drv_in(
+    store_dir: &StoreDir,
+    name: &str,
+    script: &str,
+    inputs: &[&Drv],
+    sources: &[&StorePath],
+) -> Drv {
     let inputs: Vec<(&Drv, &str)> = inputs.iter().map(|&input| (input, "out")).collect();
-    let (store_dir, outputs) = (&StoreDir::nix(), &["out"][..]);
-    derive(&Recipe { store_dir, name, script, outputs, inputs: &inputs, sources })
+    derive(&Recipe { store_dir, name, script, outputs: &["out"], inputs: &inputs, sources })
 }
 
 /// Makes a source: the path of one file with this content, and its nar.

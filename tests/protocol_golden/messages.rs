@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use steading::{
     core::{
         agent::Capacity,
+        change::OutputRecord,
         hash::Sha256,
         id::{AttemptId, BuildId, InstanceId},
         outcome::{BuildFailure, Outcome, SetupFailure},
@@ -20,12 +21,13 @@ use steading::{
 };
 
 /// What the names of messages begin with: direction and kind.
-pub(crate) const KINDS: [&str; 31] = [
+pub(crate) const KINDS: [&str; 32] = [
     "from-agent hello",
     "from-agent started",
     "from-agent log",
     "from-agent finished",
     "from-agent capacity",
+    "from-agent report",
     "from-agent heartbeat",
     "to-agent welcome",
     "to-agent refused",
@@ -114,6 +116,7 @@ fn kind_from_agent(message: &FromAgent) -> &'static str {
         FromAgent::Log { .. } => "log",
         FromAgent::Finished { .. } => "finished",
         FromAgent::Capacity { .. } => "capacity",
+        FromAgent::Report { .. } => "report",
         FromAgent::Heartbeat {} => "heartbeat",
     }
 }
@@ -177,6 +180,13 @@ pub(crate) fn all() -> Vec<Message> {
     let reason = Some("8.2 runnable processes on 4 processors".to_owned());
     all.push(Message::Up("less", FromAgent::Capacity { slots: 1, reason }));
     all.push(Message::Up("whole", FromAgent::Capacity { slots: 4, reason: None }));
+    let outputs = vec![OutputRecord {
+        name: "out".to_owned(),
+        path: path("hello-2.12"),
+        nar_hash: Sha256::from_bytes([0x55; 32]),
+        nar_bytes: 226_560,
+    }];
+    all.push(Message::Up("", FromAgent::Report { attempt: ATTEMPT, outputs }));
     all.push(Message::Up("", FromAgent::Heartbeat {}));
     all.extend(to_agent().into_iter().map(|message| Message::Down("", message)));
     all.extend(bulk_from_agent().map(|(which, message)| Message::BulkUp(which, message)));
@@ -196,7 +206,7 @@ pub(crate) fn all() -> Vec<Message> {
 fn hello() -> Hello {
     Hello {
         protocol_min: 1,
-        protocol_max: 1,
+        protocol_max: 2,
         version: "0.1.0".to_owned(),
         instance: INSTANCE,
         wall_ms: WALL_MS,
@@ -250,11 +260,12 @@ fn outcomes() -> Vec<(&'static str, Outcome)> {
 fn to_agent() -> Vec<ToAgent> {
     vec![
         ToAgent::Welcome(Welcome {
-            protocol: 1,
+            protocol: 2,
             version: "0.1.0".to_owned(),
             wall_ms: WALL_MS,
             keep: vec![ATTEMPT],
             drop: vec![OTHER_ATTEMPT],
+            report: vec![],
         }),
         ToAgent::Refused { reason: "no common protocol".to_owned() },
         ToAgent::Allocate(Allocation {

@@ -1,21 +1,22 @@
 //! Agents come and go, and say how their attempts fare.
 
-use super::{Answer, Build, Delivery, Effect, Engine, Order, Token, Turn};
+use super::{Answer, Build, Delivery, Effect, Engine, Ignored, Order, Token, Turn, lost::Sorted};
 use crate::core::{
     agent::{Abilities, Agent, AgentEvent, AgentState, Capacity, SessionId, next_state},
     arena::Ix,
-    attempt::AttemptState,
+    attempt::{AttemptState, Held},
     build::{BuildEvent, BuildState, Lease},
-    change::{Change, NarOrigin},
+    change::{Change, NarOrigin, NarRecord, OutputRecord, Verdict},
     id::{AttemptId, InstanceId, Name},
     outcome::{AttemptEnd, Outcome, SetupFailure},
     retry,
     time::Monotonic,
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 impl Engine {
-    /// An agent opens a session: what it still holds goes on, what it lost is given back.
+    /// An agent opens a session: what it still holds goes on, what it lost is given back, and what
+    /// was given up while it was away is taken back where nobody else has it.
     pub(super) fn join(
         &mut self,
         turn: &mut Turn<'_>,
@@ -23,7 +24,7 @@ impl Engine {
         name: &Name,
         instance: InstanceId,
         abilities: Abilities,
-        held: &[AttemptId],
+        held: &[Held],
     ) {
         if let Some(agent) = self.agents.get(name)
             && let Some(current) = agent.session()
@@ -44,20 +45,17 @@ impl Engine {
             at: turn.now.wall,
         });
         self.enter_agent(turn, session, name.clone(), instance, abilities);
-        let own = |ix: &Ix<Build>| {
-            self.builds[*ix].state.lease().is_some_and(|lease| lease.agent == *name)
-        };
-        let (keep, drop): (Vec<_>, Vec<_>) = held
-            .iter()
-            .copied()
-            .partition(|attempt| self.holder(*attempt).as_ref().is_some_and(own));
-        let kept: BTreeSet<AttemptId> = keep.iter().copied().collect();
-        Self::tell(turn, session, Order::Welcome { keep, drop });
+        let welcome = turn.out.effects.len();
+        let has: BTreeSet<AttemptId> = held.iter().map(|held| held.attempt).collect();
+        // First, so that an older attempt of the same build can go on instead.
         for attempt in self.attempts_of(name) {
-            if !kept.contains(&attempt) {
+            if !has.contains(&attempt) {
                 self.give_back(turn, attempt, AttemptEnd::AgentLost);
             }
         }
+        let Sorted { keep, drop, report } = self.sort_held(turn, name, held);
+        let order = Order::Welcome { keep, drop, report };
+        turn.out.effects.insert(welcome, Effect::Tell { session, order });
     }
 
     /// Notes an agent's session and what it can take.
@@ -145,6 +143,7 @@ impl Engine {
         turn: &mut Turn<'_>,
         session: SessionId,
         attempt: AttemptId,
+        message: Ignored,
     ) -> Option<Ix<Build>> {
         let holder = self.holder(attempt).filter(|ix| {
             let lease = self.builds[*ix].state.lease();
@@ -152,7 +151,7 @@ impl Engine {
                 == Some(session)
         });
         if holder.is_none() {
-            self.stale_messages += 1;
+            self.ignore(message);
             // An attempt that lives on under a newer session must not be stopped by what was
             // still under way on the old one.
             if self.agents.values().any(|agent| agent.session() == Some(session)) {
@@ -164,14 +163,16 @@ impl Engine {
 
     /// The builder of an attempt runs.
     pub(super) fn started(&mut self, turn: &mut Turn<'_>, session: SessionId, attempt: AttemptId) {
-        let Some(ix) = self.fenced(turn, session, attempt) else { return };
+        let Some(ix) = self.fenced(turn, session, attempt, Ignored::StaleStarted) else { return };
         if matches!(self.builds[ix].state, BuildState::Allocated(_)) {
             self.apply(turn, ix, BuildEvent::Started(attempt));
             Self::move_attempt(turn, attempt, AttemptState::Building);
+        } else {
+            self.ignore(Ignored::RepeatedStarted);
         }
     }
 
-    fn move_attempt(turn: &mut Turn<'_>, attempt: AttemptId, to: AttemptState) {
+    pub(super) fn move_attempt(turn: &mut Turn<'_>, attempt: AttemptId, to: AttemptState) {
         turn.out.changes.push(Change::AttemptMoved { attempt, to, at: turn.now.wall });
     }
 
@@ -183,11 +184,11 @@ impl Engine {
         attempt: AttemptId,
         outcome: Outcome,
     ) {
-        let Some(ix) = self.fenced(turn, session, attempt) else { return };
+        let Some(ix) = self.fenced(turn, session, attempt, Ignored::StaleFinished) else { return };
         // A repeated report after a reconnect finds its build already further.
         let receiving = matches!(self.builds[ix].state, BuildState::Receiving(_));
         match outcome {
-            Outcome::Built if receiving => {}
+            Outcome::Built if receiving => self.ignore(Ignored::RepeatedFinished),
             Outcome::Built => {
                 self.apply(turn, ix, BuildEvent::Built(attempt));
                 Self::move_attempt(turn, attempt, AttemptState::Receiving);
@@ -239,6 +240,9 @@ impl Engine {
         let build = &mut self.builds[ix];
         build.infrastructure_ends = build.infrastructure_ends.saturating_add(1);
         build.avoid = agent;
+        if let (AttemptEnd::AgentLost, Some(agent)) = (&end, &build.avoid) {
+            self.lost.insert(attempt, ix, agent.clone());
+        }
         let until = if waits_for_input {
             None
         } else {
@@ -270,7 +274,7 @@ impl Engine {
                 }
             }
             Some(_) | None => {
-                self.stale_messages += 1;
+                self.ignore(Ignored::StaleOffer);
                 let answer = Answer::Offer { derivation: None };
                 turn.out.effects.push(Effect::Reply { token, answer });
             }
@@ -295,7 +299,7 @@ impl Engine {
             | BuildState::Canceled => false,
         });
         if ix.is_none() {
-            self.stale_messages += 1;
+            self.ignore(Ignored::StaleDelivery);
         }
         ix
     }
@@ -319,29 +323,51 @@ impl Engine {
                 self.give_back(turn, attempt, AttemptEnd::Rejected(reason));
             }
             Delivery::Verified { outputs, nars, verdict } => {
-                let paths: Vec<_> = nars
-                    .iter()
-                    .filter(|nar| nar.origin != NarOrigin::Trusted)
-                    .map(|nar| nar.info.path.clone())
-                    .collect();
-                // Only what the depot took: outputs that were held are known to be, and those that
-                // it did not take are not.
-                let held: Vec<_> = nars.iter().map(|nar| nar.info.path.hash()).collect();
-                turn.out.changes.extend(nars.into_iter().map(Change::Nar));
-                turn.out.changes.push(Change::Outputs { attempt, outputs, verdict });
-                self.end_attempt(turn, attempt, AttemptEnd::Succeeded);
-                for path in held {
-                    self.graph.hold(path);
-                }
-                self.finish(turn, ix, BuildEvent::Committed(attempt));
-                if !paths.is_empty() {
-                    turn.out.effects.push(Effect::Publish { paths });
-                }
+                self.commit(turn, ix, attempt, outputs, &nars, verdict);
             }
         }
         // This answer settles the attempt on the agent, too: an order on the control channel could
         // overtake it.
         let answer = Answer::Delivered { accepted: true };
         turn.out.effects.push(Effect::Reply { token, answer });
+    }
+
+    /// Commits all outputs of an attempt together. When one of them differs from what is held, none
+    /// of them becomes available or is published: they are kept beside.
+    fn commit(
+        &mut self,
+        turn: &mut Turn<'_>,
+        ix: Ix<Build>,
+        attempt: AttemptId,
+        outputs: Vec<OutputRecord>,
+        nars: &[Arc<NarRecord>],
+        planned: Verdict,
+    ) {
+        // What was held when the outputs were asked for is one thing; others have delivered since.
+        let verdict =
+            if nars.iter().any(|nar| self.differs(nar)) { Verdict::Disputed } else { planned };
+        let mut publish = Vec::new();
+        for nar in nars {
+            turn.out.changes.push(match verdict {
+                Verdict::Agreed => Change::Nar(Arc::clone(nar)),
+                Verdict::Disputed => Change::DisputedNar { attempt, nar: Arc::clone(nar) },
+            });
+            if verdict == Verdict::Agreed && nar.origin != NarOrigin::Trusted {
+                publish.push(nar.info.path.clone());
+            }
+        }
+        turn.out.changes.push(Change::Outputs { attempt, outputs, verdict });
+        self.end_attempt(turn, attempt, AttemptEnd::Succeeded);
+        if verdict == Verdict::Agreed {
+            // Only what the depot took: outputs that were held are known to be, and those that it
+            // did not take are not.
+            for nar in nars {
+                self.hold(nar);
+            }
+        }
+        self.finish(turn, ix, BuildEvent::Committed(attempt));
+        if !publish.is_empty() {
+            turn.out.effects.push(Effect::Publish { paths: publish });
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Questions about open state. They change nothing and are answered between steps.
 
-use super::{Build, Engine};
+use super::{Build, Engine, Ignored};
 use crate::core::{
     agent::{Abilities, Agent, AgentState, Capacity, Obstacle, Suspension, SuspensionKind},
     arena::Ix,
@@ -73,10 +73,12 @@ pub struct Counts {
     pub slots_free: usize,
     /// Ready builds that no agent ever seen can take.
     pub unplaceable: usize,
-    /// Messages of attempts that no longer held their lease.
+    /// Messages of attempts that did not hold their lease, since the start.
     pub stale_messages: u64,
     /// Why the coordinator cannot take results in now; absent when it can.
     pub intake_closed: Option<String>,
+    /// All messages that changed nothing, by kind, since the start.
+    pub ignored: BTreeMap<Ignored, u64>,
 }
 
 /// An agent as commands show it.
@@ -151,8 +153,10 @@ impl Engine {
     }
 
     fn counts(&self) -> Counts {
+        let stale = self.ignored.iter().filter(|(message, _)| message.is_stale());
         let mut counts = Counts {
-            stale_messages: self.stale_messages,
+            stale_messages: stale.map(|(_, number)| number).sum(),
+            ignored: self.ignored.clone(),
             intake_closed: self.intake_closed.clone(),
             ..Counts::default()
         };

@@ -2,6 +2,7 @@
 
 use crate::core::{
     agent::{Abilities, Capacity, SessionId},
+    attempt::Held,
     build::ShownState,
     change::{Change, Limits, NarRecord, OutputRecord, Verdict},
     graph::Facts,
@@ -54,7 +55,7 @@ pub enum Input {
         /// What it can build.
         abilities: Abilities,
         /// The attempts it still has.
-        held: Vec<AttemptId>,
+        held: Vec<Held>,
         /// How many builds it wants to run at a time just now; all its slots when absent. Part of
         /// joining, because builds are allocated at the end of the same step.
         capacity: Option<Capacity>,
@@ -105,6 +106,16 @@ pub enum Input {
         attempt: AttemptId,
         /// How it ended.
         outcome: Outcome,
+    },
+    /// An agent says what it made in an attempt that the welcome asked a report of. Answered by
+    /// [`Order::Settled`].
+    Report {
+        /// The session it was said on.
+        session: SessionId,
+        /// Which attempt.
+        attempt: AttemptId,
+        /// What it made, in its own words.
+        outputs: Vec<OutputRecord>,
     },
     /// An agent wants to send the outputs of an attempt. Answered by [`Answer::Offer`].
     Offer {
@@ -209,7 +220,8 @@ pub enum Delivery {
         outputs: Vec<OutputRecord>,
         /// The nars that are new to the depot.
         nars: Vec<Arc<NarRecord>>,
-        /// Whether they agree with what was held.
+        /// Whether they agree with what was held when they were asked for. What was committed since
+        /// is looked at again.
         verdict: Verdict,
     },
     /// They are wrong, for this reason.
@@ -268,6 +280,8 @@ pub enum Order {
         keep: Vec<AttemptId>,
         /// The held attempts to forget.
         drop: Vec<AttemptId>,
+        /// The held attempts whose outputs are to be reported, and then forgotten.
+        report: Vec<AttemptId>,
     },
     /// It may not work.
     Refuse {
@@ -276,6 +290,11 @@ pub enum Order {
     },
     /// Its session is over: it opened another one.
     Replaced,
+    /// Its session is over, because the coordinator stops; the last order of all.
+    Restarting {
+        /// When it expects to be back, in milliseconds.
+        back_in_ms: u64,
+    },
     /// Build something.
     Allocate {
         /// The fence.

@@ -171,6 +171,7 @@ impl Engine {
             }
             findings.extend(self.check_lease(ix, build));
         }
+        findings.extend(self.lost.check(self));
         if queued != self.queue.len() {
             findings.push(format!("ready sets hold {}, should be {queued}", self.queue.len()));
         }

@@ -7,7 +7,7 @@ use crate::core::{
     build::{BuildState, ShownState},
     change::{Limits, Origin},
     graph::Facts,
-    id::{BuildId, InstanceId, Name},
+    id::{AttemptId, BuildId, InstanceId, Name},
     store_path::PathHash,
     time::{Now, Timestamp},
 };
@@ -22,6 +22,19 @@ pub struct Saved {
     pub builds: Vec<OpenBuild>,
     /// All agents that were ever seen.
     pub agents: Vec<SavedAgent>,
+    /// The attempts of open builds that ended because their agent was lost.
+    pub lost: Vec<LostAttempt>,
+}
+
+/// An attempt that its agent may still come back with.
+#[derive(Debug, Clone)]
+pub struct LostAttempt {
+    /// Which one.
+    pub attempt: AttemptId,
+    /// Of which open build.
+    pub build: BuildId,
+    /// Whose it was.
+    pub agent: Name,
 }
 
 /// An open build as the database keeps it.
@@ -112,6 +125,8 @@ pub struct SnapshotBuild {
     pub infrastructure_ends: u32,
     /// The agent of the last such attempt.
     pub avoid: Option<Name>,
+    /// The attempts that their agents may still come back with.
+    pub lost: BTreeMap<AttemptId, Name>,
 }
 
 impl Engine {
@@ -145,6 +160,12 @@ impl Engine {
             for open in builds_of.remove(&path).unwrap_or_default() {
                 engine.restore_build(open, inputs(path))?;
             }
+        }
+        for LostAttempt { attempt, build, agent } in saved.lost {
+            let ix = *engine.by_id.get(&build).ok_or_else(|| {
+                format!("attempt {attempt} was lost of the build {build}, which is not open")
+            })?;
+            engine.lost.insert(attempt, ix, agent);
         }
         let touched = engine.graph.take_touched();
         for node in touched {
@@ -206,6 +227,7 @@ impl Engine {
                     limits: build.limits,
                     infrastructure_ends: build.infrastructure_ends,
                     avoid: build.avoid.clone(),
+                    lost: self.lost.of_build(ix),
                 };
                 (build.id, snapshot)
             })

@@ -232,6 +232,7 @@ impl Engine {
     ) -> Vec<Ix<Node>> {
         self.apply(turn, ix, event);
         let build = self.builds.remove(ix);
+        self.lost.forget_build(ix);
         self.by_id.remove(&build.id);
         let (result, state) = match build.state {
             BuildState::Failed { .. } => (Some(EndResult::Failed), ShownState::Failed),
@@ -274,7 +275,7 @@ impl Engine {
         let mut publishable = Vec::new();
         for change in &changes {
             if let Change::Nar(nar) = change {
-                self.graph.hold(nar.info.path.hash());
+                self.hold(nar);
                 if nar.origin != NarOrigin::Trusted {
                     publishable.push(nar.info.path.clone());
                 }

@@ -6,6 +6,8 @@ mod agents;
 pub(crate) mod disk;
 mod graph;
 pub(crate) mod histories;
+mod leases;
+mod replays;
 mod submissions;
 pub(crate) mod world;
 
@@ -42,4 +44,5 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Story> {
         .chain(graph::STORIES)
         .chain(agents::STORIES)
         .chain(administration::STORIES)
+        .chain(leases::STORIES)
 }

@@ -10,7 +10,7 @@ fn a_new_database_has_the_newest_schema_and_nothing_in_it() {
         let sql = format!("SELECT CAST({name} AS TEXT) FROM pragma_{name}");
         fresh.store.connection.query_row(&sql, [], |row| row.get(0)).unwrap()
     };
-    assert_eq!(pragma("user_version"), "2");
+    assert_eq!(pragma("user_version"), "3");
     assert_eq!(pragma("journal_mode"), "wal");
     assert_eq!(pragma("synchronous"), "2");
     assert_eq!(pragma("foreign_keys"), "1");
@@ -34,7 +34,7 @@ fn a_database_of_a_newer_program_is_left_alone() {
     let error = fresh.again().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the database has schema version 99, this program knows up to 2: start the newer steading \
+        "the database has schema version 99, this program knows up to 3: start the newer steading \
          that wrote it"
     );
 }
@@ -195,7 +195,7 @@ fn a_database_with_flipped_bits_is_refused_with_words_or_read_as_it_was() {
     let fresh = Fresh::with_a_leased_build();
     fresh.tamper("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
     let whole = everything(&fresh.store).unwrap();
-    let (mut refused, mut same, mut beyond) = (0, 0, 0);
+    let (mut refused, mut same, mut found, mut beyond) = (0, 0, 0, 0);
     for seed in 0..200 {
         let (dir, read) = with_damage(&fresh, "steading.db", seed);
         match read {
@@ -207,15 +207,16 @@ fn a_database_with_flipped_bits_is_refused_with_words_or_read_as_it_was() {
                 }
             }
             Ok(text) if text == whole => same += 1,
-            // What SQLite's own check cannot tell either: content without a checksum.
+            // A start reads what it needs, not all there is. The rest is for `check` to find, but
+            // for what not even that can: content without a checksum.
             Ok(_) => {
-                beyond += 1;
                 let store = Store::open(&dir.path().join("steading.db")).unwrap();
-                assert_eq!(store.integrity().unwrap(), Vec::<String>::new(), "seed {seed}");
+                if store.integrity().unwrap().is_empty() { beyond += 1 } else { found += 1 }
             }
         }
     }
-    assert!(refused > 10 && same > 10, "{refused} refused, {same} as before, {beyond} beyond");
+    let counts = format!("{refused} refused, {same} as before, {found} for check, {beyond} beyond");
+    assert!(refused > 10 && same > 10 && found < refused && beyond < 20, "{counts}");
 }
 
 #[test]

@@ -1,11 +1,14 @@
 //! What keeps the changes: the database, or here a model of it.
 
 use crate::core::{
+    attempt::AttemptState,
     build::BuildState,
     change::{BuildRecord, Change, DerivationRecord},
-    engine::{Inputs, OpenBuild, Root, Saved, SavedAgent},
+    engine::{Inputs, LostAttempt, OpenBuild, Root, Saved, SavedAgent},
     graph::{EndResult, Facts, Held, LastEnd},
+    hash::Sha256,
     id::{AttemptId, BuildId, Name},
+    outcome::AttemptEnd,
     store_path::PathHash,
     time::Timestamp,
 };
@@ -34,10 +37,10 @@ pub(crate) trait Disk {
 #[derive(Default)]
 pub(crate) struct Model {
     derivations: BTreeMap<PathHash, Arc<DerivationRecord>>,
-    held: BTreeSet<PathHash>,
+    held: BTreeMap<PathHash, Sha256>,
     missing: BTreeSet<PathHash>,
     builds: BTreeMap<BuildId, BuildRow>,
-    attempts: BTreeMap<AttemptId, BuildId>,
+    attempts: BTreeMap<AttemptId, AttemptRow>,
     agents: BTreeMap<Name, SavedAgent>,
 }
 
@@ -48,11 +51,18 @@ struct BuildRow {
     avoid: Option<Name>,
 }
 
+/// An attempt, and whether it was given up because its agent was lost.
+struct AttemptRow {
+    build: BuildId,
+    agent: Name,
+    is_lost: bool,
+}
+
 impl Model {
     fn facts(&self, derivation: PathHash) -> Facts {
         let record = &self.derivations[&derivation];
         let held = |path: PathHash| match () {
-            () if self.held.contains(&path) => Held::Yes,
+            () if self.held.contains_key(&path) => Held::Yes,
             () if self.missing.contains(&path) => Held::Missing,
             () => Held::No,
         };
@@ -90,7 +100,9 @@ impl Disk for Model {
                 }
                 Change::Nar(record) => {
                     self.missing.remove(&record.info.path.hash());
-                    self.held.insert(record.info.path.hash());
+                    let (path, hash) = (record.info.path.hash(), record.info.nar_hash);
+                    let held = *self.held.entry(path).or_insert(hash);
+                    assert_eq!(held, hash, "what is held was to be replaced");
                 }
                 Change::Build(record) => {
                     let (id, since) = (record.id, record.submitted);
@@ -114,8 +126,19 @@ impl Disk for Model {
                     }
                     (row.record.state, row.since) = (to, at);
                 }
-                Change::Attempt { attempt, build, .. } => {
-                    assert!(self.attempts.insert(attempt, build).is_none());
+                Change::Attempt { attempt, build, agent, .. } => {
+                    let row = AttemptRow { build, agent, is_lost: false };
+                    assert!(self.attempts.insert(attempt, row).is_none());
+                }
+                Change::AttemptMoved { attempt, to, .. } => {
+                    let row = self.attempts.get_mut(&attempt).unwrap();
+                    assert!(!row.is_lost, "a lost attempt went on by itself");
+                    row.is_lost = to == AttemptState::Ended(AttemptEnd::AgentLost);
+                }
+                Change::AttemptReadopted { attempt, .. } => {
+                    let row = self.attempts.get_mut(&attempt).unwrap();
+                    assert!(row.is_lost, "an attempt was taken back that was not lost");
+                    row.is_lost = false;
                 }
                 Change::Agent { name, instance, abilities, at } => {
                     let before = self.agents.remove(&name);
@@ -141,7 +164,8 @@ impl Disk for Model {
                 Change::Missing { path, .. } => {
                     self.missing.insert(path);
                 }
-                Change::AttemptMoved { .. }
+                Change::DisputedNar { .. }
+                | Change::Reported { .. }
                 | Change::Outputs { .. }
                 | Change::Published { .. }
                 | Change::Audit { .. } => {}
@@ -171,6 +195,17 @@ impl Disk for Model {
             facts: needed.into_iter().map(|derivation| self.facts(derivation)).collect(),
             builds: self.open().map(build).collect(),
             agents: self.agents.values().cloned().collect(),
+            lost: self
+                .attempts
+                .iter()
+                .filter(|(_, row)| row.is_lost)
+                .filter(|(_, row)| !self.builds[&row.build].record.state.is_final())
+                .map(|(attempt, row)| LostAttempt {
+                    attempt: *attempt,
+                    build: row.build,
+                    agent: row.agent.clone(),
+                })
+                .collect(),
         }
     }
 
@@ -213,6 +248,6 @@ impl Disk for Model {
         self.derivations[&derivation]
             .outputs
             .iter()
-            .all(|(_, path)| self.held.contains(&path.hash()))
+            .all(|(_, path)| self.held.contains_key(&path.hash()))
     }
 }

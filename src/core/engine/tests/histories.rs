@@ -6,11 +6,12 @@ use super::{
     world::{SYSTEM, Wish, World, abilities, nar},
 };
 use crate::core::{
+    attempt::{Held, HeldPhase},
     build::ShownState,
     change::Change,
     engine::{Decision, Delivery, Inputs, Snapshot},
     graph::Standing,
-    id::{AttemptId, BuildId},
+    id::BuildId,
     outcome::{BuildFailure, Outcome, SetupFailure},
     plan::Strategy as Ordering,
 };
@@ -25,6 +26,14 @@ const AGENTS: [(&str, &[&str], u32); 3] = [
     ("amber", &[SYSTEM], 2),
     ("birch", &[SYSTEM, "aarch64-linux"], 1),
     ("cedar", &["aarch64-linux"], 3),
+];
+
+/// How far attempts are that agents come back with, round and round.
+const PHASES: [HeldPhase; 4] = [
+    HeldPhase::Building,
+    HeldPhase::Finished(Outcome::Built),
+    HeldPhase::Preparing,
+    HeldPhase::Finished(Outcome::Canceled),
 ];
 
 /// A derivation to make. Its inputs are among those before it.
@@ -259,11 +268,11 @@ impl Telling {
     fn join(&mut self, agent: usize, has_kept: impl Fn(usize) -> bool) {
         let (name, systems, slots) = AGENTS[agent];
         let own = self.world.given().into_iter().filter(|(_, to)| to == name);
-        let held: Vec<AttemptId> = own
+        let held: Vec<Held> = own
             .map(|(attempt, _)| attempt)
             .enumerate()
             .filter(|(place, _)| has_kept(*place))
-            .map(|(_, attempt)| attempt)
+            .map(|(place, attempt)| Held { attempt, phase: PHASES[place % PHASES.len()].clone() })
             .collect();
         self.world.join_with(name, 0, abilities(systems, slots), &held);
     }
@@ -324,7 +333,7 @@ impl Telling {
         }
         let bound = 20 * (self.world.engine.snapshot().builds.len() + 1);
         for _ in 0..bound {
-            let leased = self.leased();
+            let leased = self.world.snapshot_attempts();
             for (attempt, agent) in &leased {
                 self.world.finished(agent, attempt, Outcome::Built);
                 self.world.deliver(agent, attempt);
@@ -345,15 +354,6 @@ impl Telling {
                 build.shown
             );
         }
-    }
-
-    fn leased(&self) -> Vec<(String, String)> {
-        let snapshot = self.world.engine.snapshot();
-        let leases = snapshot.builds.values().filter_map(|build| build.state.lease());
-        let named = leases.map(|lease| {
-            (self.world.attempt_names[&lease.attempt].clone(), lease.agent.to_string())
-        });
-        named.collect()
     }
 
     /// Tells whether nothing more can happen to a build by itself.

@@ -6,7 +6,7 @@
 use super::disk::Disk;
 use crate::core::{
     agent::{Abilities, Capacity, SessionId},
-    attempt::AttemptState,
+    attempt::{AttemptState, Held, HeldPhase},
     build::ShownState,
     change::{Change, DerivationRecord, Limits, NarOrigin, NarRecord, OutputRecord, Verdict},
     engine::{
@@ -270,7 +270,17 @@ impl World {
 
     /// An agent comes; `held` are the attempts it still has.
     pub(crate) fn rejoin(&mut self, agent: &str, slots: u32, held: &[&str]) {
-        let held: Vec<AttemptId> = held.iter().map(|attempt| self.attempt(attempt)).collect();
+        let held: Vec<(&str, HeldPhase)> =
+            held.iter().map(|attempt| (*attempt, HeldPhase::Building)).collect();
+        self.comes_back(agent, slots, &held);
+    }
+
+    /// An agent comes; `held` are the attempts it still has, and how far each is.
+    pub(crate) fn comes_back(&mut self, agent: &str, slots: u32, held: &[(&str, HeldPhase)]) {
+        let held: Vec<Held> = held
+            .iter()
+            .map(|(called, phase)| Held { attempt: self.attempt(called), phase: phase.clone() })
+            .collect();
         self.join_with(agent, 0, abilities(&[SYSTEM], slots), &held);
     }
 
@@ -279,7 +289,7 @@ impl World {
         agent: &str,
         instance: u8,
         abilities: Abilities,
-        held: &[AttemptId],
+        held: &[Held],
     ) {
         self.sessions += 1;
         let session = SessionId(self.sessions);
@@ -320,6 +330,14 @@ impl World {
         self.step(vec![Input::Finished { session, attempt, outcome }]);
     }
 
+    /// Says what an attempt made; `salt` makes it something else.
+    pub(crate) fn reports(&mut self, agent: &str, attempt: &str, salt: &str) {
+        let outs = self.outputs_of(attempt);
+        let (outputs, _) = Self::made(&outs, salt);
+        let (session, attempt) = (self.session(agent), self.attempt(attempt));
+        self.step(vec![Input::Report { session, attempt, outputs }]);
+    }
+
     pub(crate) fn fails(&mut self, agent: &str, attempt: &str) {
         self.finished(agent, attempt, Outcome::Failed(BuildFailure::Exit(1)));
     }
@@ -344,6 +362,41 @@ impl World {
         let outs: Vec<String> = self.drv(drv).outputs.iter().map(|(out, _)| out.clone()).collect();
         let nars = outs.iter().map(|out| nar(out)).collect();
         self.deliver_as(agent, attempt, Self::verified(&outs, nars));
+    }
+
+    /// Returns the outputs of an attempt's derivation, by name.
+    pub(crate) fn outputs_of(&self, attempt: &str) -> Vec<String> {
+        let drv = attempt.split(['.', '#']).next().unwrap();
+        self.drv(drv).outputs.iter().map(|(out, _)| out.clone()).collect()
+    }
+
+    /// Returns what is made of outputs when `salt` is in them, and the nars.
+    pub(crate) fn made(outs: &[String], salt: &str) -> (Vec<OutputRecord>, Vec<Arc<NarRecord>>) {
+        let hash = |out: &str| Sha256::of(format!("{out}{salt}").as_bytes());
+        let record = |out: &String| OutputRecord {
+            name: out.clone(),
+            path: output(out),
+            nar_hash: hash(out),
+            nar_bytes: 120,
+        };
+        let salted = |out: &String| {
+            let mut record = NarRecord::clone(&nar(out));
+            record.info.nar_hash = hash(out);
+            Arc::new(record)
+        };
+        (outs.iter().map(record).collect(), outs.iter().map(salted).collect())
+    }
+
+    /// Sends all outputs of an attempt, with `salt` in them, as it was planned before.
+    pub(crate) fn deliver_salted(
+        &mut self,
+        agent: &str,
+        attempt: &str,
+        salt: &str,
+        verdict: Verdict,
+    ) {
+        let (outputs, nars) = Self::made(&self.outputs_of(attempt), salt);
+        self.deliver_as(agent, attempt, Delivery::Verified { outputs, nars, verdict });
     }
 
     pub(crate) fn verified(outs: &[String], nars: Vec<Arc<NarRecord>>) -> Delivery {
@@ -462,6 +515,15 @@ impl World {
         self.given.clone()
     }
 
+    /// Returns the live attempts and their agents.
+    pub(crate) fn snapshot_attempts(&self) -> Vec<(String, String)> {
+        let builds = self.engine.snapshot().builds;
+        let leases = builds.values().filter_map(|build| build.state.lease());
+        let named = leases
+            .map(|lease| (self.attempt_names[&lease.attempt].clone(), lease.agent.to_string()));
+        named.collect()
+    }
+
     // What must always hold.
 
     /// Steps, makes the changes durable, and looks at everything.
@@ -541,8 +603,22 @@ impl World {
                 };
                 format!("{} {word}", self.attempt_names[attempt])
             }
-            Change::Outputs { attempt, outputs, .. } => {
-                format!("{} outputs {}", self.attempt_names[attempt], outputs.len())
+            Change::AttemptReadopted { attempt, .. } => {
+                let of = self.attempts_of.iter().find(|(_, all)| all.contains(attempt));
+                let before = self.live.insert(*of.unwrap().0, *attempt);
+                assert_eq!(before, None, "a build has two live attempts");
+                format!("{} readopted", self.attempt_names[attempt])
+            }
+            Change::DisputedNar { attempt, nar } => {
+                format!("{} disputes {}", self.attempt_names[attempt], nar.info.path.name())
+            }
+            Change::Reported { attempt, agent, outputs, .. } => {
+                let attempt = &self.attempt_names[attempt];
+                format!("{attempt} reported by {agent}: {}", outputs.len())
+            }
+            Change::Outputs { attempt, outputs, verdict } => {
+                let disputed = if *verdict == Verdict::Disputed { ", disputed" } else { "" };
+                format!("{} outputs {}{disputed}", self.attempt_names[attempt], outputs.len())
             }
             Change::Agent { .. } | Change::AgentFailures { .. } => return,
             Change::AgentSuspended { name, suspension: None } => format!("{name} takes builds"),
@@ -580,9 +656,15 @@ impl World {
             Effect::Tell { session, order } => {
                 let agent = &self.agent_of[session];
                 match order {
-                    Order::Welcome { keep, drop } => {
-                        format!("{agent}: welcome, keep [{}], drop [{}]", list(keep), list(drop))
+                    Order::Welcome { keep, drop, report } => {
+                        let report = match report.as_slice() {
+                            [] => String::new(),
+                            report => format!(", report [{}]", list(report)),
+                        };
+                        let (keep, drop) = (list(keep), list(drop));
+                        format!("{agent}: welcome, keep [{keep}], drop [{drop}]{report}")
                     }
+                    Order::Restarting { .. } => unreachable!("the engine does not say that"),
                     Order::Refuse { .. } => format!("{agent}: refused"),
                     Order::Replaced => format!("{agent}: replaced"),
                     Order::Allocate { attempt, .. } => {
