@@ -1,6 +1,6 @@
 //! Writing to a channel without waiting for ever.
 
-use super::{channel::Terminal, outbox::Level};
+use super::{OWN_PACKET_BYTES, channel::Terminal, outbox::Level};
 use bytes::{Bytes, BytesMut};
 use russh::{ChannelWriteHalf, client, server};
 use std::{sync::Arc, time::Duration};
@@ -11,8 +11,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How many bytes are sent under one progress deadline: 64 KiB in 60 s are 1.1 KiB/s.
-const PIECE_BYTES_MAX: usize = 64 << 10;
+/// How many bytes are sent under one progress deadline: one packet between our own ends, since
+/// smaller pieces would make smaller packets. 128 KiB in 60 s are 2.2 KiB/s.
+const PIECE_BYTES_MAX: usize = OWN_PACKET_BYTES as usize;
 
 /// How long an abandoned channel's last message may wait for room.
 pub(super) const CLOSE_MAX: Duration = Duration::from_secs(5);
