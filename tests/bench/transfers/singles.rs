@@ -1,0 +1,76 @@
+//! Many builds with one small output each, delivered one by one as agents do.
+
+use super::{
+    Bench,
+    client::{Agent, Bulk, Packed, pack},
+    farm::Farm,
+    graph::{self, Member},
+    measure::{Sample, cpu_of, cpu_of_this_process},
+    uploads::small_content,
+};
+use std::{net::SocketAddr, sync::Arc};
+use steading::{core::id::AttemptId, telemetry::Clock};
+use tokio::sync::Mutex;
+
+/// How many connections an agent uploads on at most.
+const LINES: usize = 3;
+
+/// How many builds the client says it does at a time.
+const SLOTS: u32 = 64;
+
+/// What is still to be delivered.
+type Work = Arc<Mutex<Vec<(AttemptId, Packed)>>>;
+
+/// Has all builds allocated and reported first, and measures their delivery.
+pub(crate) fn deliver(
+    bench: &Bench,
+    count: usize,
+    route: impl Fn(SocketAddr) -> SocketAddr,
+) -> Sample {
+    let farm = Farm::start(bench, &["amber".to_owned()]);
+    let dir = farm.store_dir();
+    let member =
+        |number| graph::derivation(&dir, &format!("single-{number}"), "false", &["out"], &[]);
+    let members: Vec<Member> = (0..count).map(member).collect();
+    let config = farm.client("amber", farm.address());
+    let mut agent = bench.runtime.block_on(Agent::join(&config, &dir, SLOTS)).unwrap();
+    farm.submit(&members);
+    let address = route(farm.address());
+    bench.runtime.block_on(async {
+        let mut attempts = Vec::new();
+        for _ in 0..count {
+            let (attempt, derivation) = agent.allocation().await;
+            agent.started(attempt).await;
+            agent.built(attempt).await;
+            attempts.push((attempt, derivation));
+        }
+        let packed = |(number, (attempt, derivation))| {
+            let member = members.iter().find(|member| member.path == derivation).unwrap();
+            (attempt, pack("out", &member.outputs[0].1, small_content(number).as_bytes()))
+        };
+        let work: Work =
+            Arc::new(Mutex::new(attempts.into_iter().enumerate().map(packed).collect()));
+        let mut lines = Vec::new();
+        for _ in 0..LINES {
+            lines.push(Bulk::connect(config.clone(), address).await);
+        }
+        let coordinator = farm.coordinator_pid();
+        let cpu = || cpu_of(coordinator).own_s + cpu_of_this_process();
+        let (before, clock) = (cpu(), Clock::start());
+        let delivering: Vec<_> =
+            lines.into_iter().map(|line| tokio::spawn(empty(line, Arc::clone(&work)))).collect();
+        for line in delivering {
+            line.await.unwrap();
+        }
+        let wall_s = super::measure::seconds(clock.now().mono.as_ms());
+        Sample { wall_s, cpu_s: Some(cpu() - before) }
+    })
+}
+
+async fn empty(mut line: Bulk, work: Work) {
+    loop {
+        let next = work.lock().await.pop();
+        let Some((attempt, packed)) = next else { return };
+        line.deliver(attempt, &packed).await;
+    }
+}
