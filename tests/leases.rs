@@ -16,7 +16,7 @@ mod processes;
 mod wait;
 
 use closure::{Drv, drv_in, export};
-use processes::{DirectAgent, Farm, STEADING, until_some_build_is};
+use processes::{Conditions, DirectAgent, Farm, STEADING, until_some_build_is};
 use serde_json::Value;
 use std::{
     io::Write as _,
@@ -48,13 +48,9 @@ impl Scene {
             println!("skipped: there is no ssh in PATH");
             return None;
         }
-        let mut farm = Farm::start();
-        if let Some(seconds) = lease {
-            farm.stop_coordinator();
-            let config = farm.state().join("steading.toml");
-            fs_err::write(config, format!("lease = {seconds}\n")).unwrap();
-            farm.restart_coordinator();
-        }
+        let configuration =
+            lease.map_or_else(String::new, |seconds| format!("lease = {seconds}\n"));
+        let farm = Farm::under(Conditions { configuration, ..Conditions::default() });
         // Builds reach nothing outside of the farm's directory.
         let dir = farm.dir().join("scene");
         let store = dir.join("store");

@@ -1,7 +1,7 @@
 //! An agent as far as the coordinator can tell: it says what an agent says, and builds nothing.
 
 use bytes::Bytes;
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use steading::{
     core::{
         hash::Sha256,
@@ -116,9 +116,11 @@ fn hello(dir: &StoreDir, slots: u32) -> Hello {
             systems: vec![super::graph::SYSTEM.to_owned()],
             emulated_systems: Vec::new(),
             features: Vec::new(),
+            tags: BTreeMap::new(),
             slots,
         },
         held: Vec::new(),
+        capacity: None,
     }
 }
 
@@ -168,12 +170,14 @@ impl Bulk {
         Self { _connection: connection, channel }
     }
 
-    /// Delivers the only output of an attempt.
+    /// Delivers the only output of an attempt, its file behind the offer.
     pub(crate) async fn deliver(&mut self, attempt: AttemptId, packed: &Packed) {
-        let outputs = vec![packed.offer.clone()];
-        self.channel.say(&BulkFromAgent::Offer { attempt, outputs }).await.unwrap();
+        let (outputs, eager) = (vec![packed.offer.clone()], Vec::new());
+        let offer = BulkFromAgent::Offer { attempt, outputs, eager, signs: false };
+        self.channel.say(&offer).await.unwrap();
         let plan = self.channel.next::<BulkToAgent>().await.unwrap();
-        assert_eq!(plan, BulkToAgent::Plan { outputs: vec![OutputPlan::Send { offset: 0 }] });
+        let outputs = vec![OutputPlan::Send { offset: 0 }];
+        assert_eq!(plan, BulkToAgent::Plan { outputs, signs: false });
         let file = &packed.file;
         for start in (0..file.len()).step_by(CHUNK_BYTES_MAX) {
             let bytes = file.slice(start..file.len().min(start + CHUNK_BYTES_MAX));
@@ -181,7 +185,25 @@ impl Bulk {
         }
         let file_hash = packed.offer.file_hash;
         self.channel.say(&BulkFromAgent::End { file_hash }).await.unwrap();
-        let answer = self.channel.next::<BulkToAgent>().await.unwrap();
-        assert_eq!(answer, BulkToAgent::Committed { attempt });
+        self.committed().await;
+    }
+
+    /// Offers the only output of an attempt, with its file in the offer.
+    pub(crate) async fn offer(&mut self, attempt: AttemptId, packed: &Packed) {
+        let (outputs, eager) = (vec![packed.offer.clone()], vec![packed.file.clone()]);
+        let offer = BulkFromAgent::Offer { attempt, outputs, eager, signs: true };
+        self.channel.say(&offer).await.unwrap();
+    }
+
+    /// Waits for the answer to the offer that was sent first, which must be that it is committed.
+    /// Returns how many may be unanswered.
+    pub(crate) async fn committed(&mut self) -> usize {
+        loop {
+            match self.channel.next::<BulkToAgent>().await.unwrap() {
+                BulkToAgent::Committed { ahead, .. } => return ahead.try_into().unwrap(),
+                BulkToAgent::Wait {} => {}
+                other => panic!("not committed: {other:?}"),
+            }
+        }
     }
 }

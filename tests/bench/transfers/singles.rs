@@ -1,4 +1,5 @@
-//! Many builds with one small output each, delivered one by one as agents do.
+//! Many builds with one small output each, delivered as agents do: in offers that hold the files,
+//! many at a time on one connection.
 
 use super::{
     Bench,
@@ -8,18 +9,11 @@ use super::{
     measure::{Sample, cpu_of, cpu_of_this_process},
     uploads::small_content,
 };
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 use steading::{core::id::AttemptId, telemetry::Clock};
-use tokio::sync::Mutex;
-
-/// How many connections an agent uploads on at most.
-const LINES: usize = 3;
 
 /// How many builds the client says it does at a time.
 const SLOTS: u32 = 64;
-
-/// What is still to be delivered.
-type Work = Arc<Mutex<Vec<(AttemptId, Packed)>>>;
 
 /// Has all builds allocated and reported first, and measures their delivery.
 pub(crate) fn deliver(
@@ -48,29 +42,28 @@ pub(crate) fn deliver(
             let member = members.iter().find(|member| member.path == derivation).unwrap();
             (attempt, pack("out", &member.outputs[0].1, small_content(number).as_bytes()))
         };
-        let work: Work =
-            Arc::new(Mutex::new(attempts.into_iter().enumerate().map(packed).collect()));
-        let mut lines = Vec::new();
-        for _ in 0..LINES {
-            lines.push(Bulk::connect(config.clone(), address).await);
-        }
+        let work: Vec<_> = attempts.into_iter().enumerate().map(packed).collect();
+        let line = Bulk::connect(config.clone(), address).await;
         let coordinator = farm.coordinator_pid();
         let cpu = || cpu_of(coordinator).own_s + cpu_of_this_process();
         let (before, clock) = (cpu(), Clock::start());
-        let delivering: Vec<_> =
-            lines.into_iter().map(|line| tokio::spawn(empty(line, Arc::clone(&work)))).collect();
-        for line in delivering {
-            line.await.unwrap();
-        }
+        deliver_all(line, &work).await;
         let wall_s = super::measure::seconds(clock.now().mono.as_ms());
         Sample { wall_s, cpu_s: Some(cpu() - before) }
     })
 }
 
-async fn empty(mut line: Bulk, work: Work) {
-    loop {
-        let next = work.lock().await.pop();
-        let Some((attempt, packed)) = next else { return };
-        line.deliver(attempt, &packed).await;
+async fn deliver_all(mut line: Bulk, work: &[(AttemptId, Packed)]) {
+    let (mut ahead, mut unanswered) = (1, 0);
+    for (attempt, packed) in work {
+        while unanswered >= ahead {
+            ahead = line.committed().await.max(1);
+            unanswered -= 1;
+        }
+        line.offer(*attempt, packed).await;
+        unanswered += 1;
+    }
+    for _ in 0..unanswered {
+        line.committed().await;
     }
 }
