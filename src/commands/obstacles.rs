@@ -26,9 +26,11 @@ pub(super) fn not_taken(reason: &NotTaken) -> String {
 /// as much as it can.
 pub(super) fn limit(view: &AgentView) -> Option<String> {
     match &view.obstacle {
-        Some(obstacle @ (Obstacle::Suspended { .. } | Obstacle::Away { .. })) => {
-            Some(words(obstacle))
-        }
+        Some(
+            obstacle @ (Obstacle::Suspended { .. }
+            | Obstacle::Away { .. }
+            | Obstacle::Sending { .. }),
+        ) => Some(words(obstacle)),
         Some(Obstacle::Limited(_) | Obstacle::Full { .. }) | None => {
             (view.capacity.slots < view.abilities.slots).then(|| limited(&view.capacity))
         }
@@ -53,6 +55,9 @@ fn words(obstacle: &Obstacle) -> String {
         }
         Obstacle::Away { since } => format!("away since {}", times::shown(*since)),
         Obstacle::Limited(capacity) => limited(capacity),
+        Obstacle::Sending { builds } => {
+            format!("it has to send the outputs of {} first", count(*builds, "build"))
+        }
         Obstacle::Full { slots } => match slots {
             0 => "it has no slots".to_owned(),
             slots => format!("all of its {} are taken", count(*slots as usize, "slot")),

@@ -67,6 +67,10 @@ pub struct Suspension {
     pub until: Option<Timestamp>,
 }
 
+/// Of how many builds an agent may owe the outputs before it gets no more; more only where it has
+/// more slots. Who says that everything is built and sends nothing would otherwise get it all.
+pub const SENDING_MAX: usize = 64;
+
 /// The longest reason of a [`Suspension`], in bytes.
 pub const SUSPENSION_REASON_BYTES_MAX: usize = 512;
 
@@ -113,6 +117,11 @@ pub enum Obstacle {
     },
     /// It has as many builds as it wants just now, which are fewer than its slots.
     Limited(Capacity),
+    /// It has not yet sent the outputs of so many builds that it gets no more.
+    Sending {
+        /// How many.
+        builds: usize,
+    },
     /// All its slots are taken.
     Full {
         /// How many it has.
@@ -213,11 +222,16 @@ impl Agent {
     /// Returns how many more builds it can take now.
     #[must_use]
     pub fn free_slots(&self) -> usize {
-        if self.takes_builds() {
+        if self.takes_builds() && !self.owes_too_much() {
             (self.capacity.slots as usize).saturating_sub(self.running.len())
         } else {
             0
         }
+    }
+
+    /// Tells whether it must send outputs first.
+    fn owes_too_much(&self) -> bool {
+        self.sending.len() >= SENDING_MAX.max(self.capacity.slots as usize)
     }
 
     /// Tells whether it takes builds, once it has a free slot.
@@ -236,6 +250,8 @@ impl Agent {
             Some(Obstacle::Away { since: self.last_seen })
         } else if self.free_slots() > 0 {
             None
+        } else if self.running.len() < self.capacity.slots as usize {
+            Some(Obstacle::Sending { builds: self.sending.len() })
         } else if self.capacity.slots < self.abilities.slots {
             Some(Obstacle::Limited(self.capacity.clone()))
         } else {

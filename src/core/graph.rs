@@ -338,6 +338,13 @@ impl Graph {
         }
     }
 
+    /// Tells whether an output is one of an input derivation of a node with open builds.
+    #[must_use]
+    pub fn needs(&self, ix: Ix<Node>, output: PathHash) -> bool {
+        let makers = self.by_output.get(&output).map_or(&[][..], Vec::as_slice);
+        makers.iter().any(|maker| self.nodes[ix].inputs.contains(maker))
+    }
+
     /// Notes that an agent could not find an output anywhere. Returns whether that is news: some
     /// derivation in memory makes it, and it is neither held nor known to be missing.
     pub fn miss(&mut self, output: PathHash) -> bool {

@@ -66,6 +66,39 @@ pub enum Outcome {
     Canceled,
 }
 
+impl Outcome {
+    /// Returns the outcome with words of at most so many bytes each, and with at most so many
+    /// missing paths.
+    #[must_use]
+    pub fn limited(mut self, words_bytes_max: usize, paths_max: usize) -> Self {
+        let cut = |words: &mut String| words.truncate(words.floor_char_boundary(words_bytes_max));
+        match &mut self {
+            Self::Failed(BuildFailure::HashMismatch { expected, actual }) => {
+                cut(expected);
+                cut(actual);
+            }
+            Self::Failed(BuildFailure::NoOutput(words) | BuildFailure::OutputRejected(words))
+            | Self::SetupFailed(
+                SetupFailure::DaemonUnreachable(words)
+                | SetupFailure::Refused(words)
+                | SetupFailure::AttemptLost(words),
+            ) => cut(words),
+            Self::SetupFailed(SetupFailure::MissingInputs(paths)) => paths.truncate(paths_max),
+            Self::Failed(
+                BuildFailure::Exit(_)
+                | BuildFailure::Signal(_)
+                | BuildFailure::Timeout
+                | BuildFailure::Silent
+                | BuildFailure::OutOfMemory,
+            )
+            | Self::SetupFailed(SetupFailure::DiskFull | SetupFailure::OutputsPresent(_))
+            | Self::Built
+            | Self::Canceled => {}
+        }
+        self
+    }
+}
+
 /// Why an attempt is over, as the database keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -227,8 +227,10 @@ impl Engine {
         let ix = self.holder(attempt).expect("only live attempts are given back");
         let agent = self.builds[ix].state.lease().map(|lease| lease.agent.clone());
         if let AttemptEnd::SetupFailed(SetupFailure::MissingInputs(paths)) = &end {
+            let node = self.builds[ix].node;
             for path in paths {
-                if self.graph.miss(path.hash()) {
+                // Of what the build does not need, the agent has nothing to say.
+                if self.graph.needs(node, path.hash()) && self.graph.miss(path.hash()) {
                     let (path, at) = (path.hash(), turn.now.wall);
                     turn.out.changes.push(Change::Missing { path, at });
                 }

@@ -2,6 +2,8 @@
 
 use super::world::{SYSTEM, Wish, World, abilities};
 use crate::core::{
+    agent::SENDING_MAX,
+    build::ShownState,
     engine::{Delivery, Input},
     outcome::{BuildFailure, Outcome},
 };
@@ -250,6 +252,26 @@ super::stories! {
         world.finished("amber", "a.1", Outcome::Built);
         world.finished("amber", "a.1", Outcome::Failed(BuildFailure::Timeout));
         assert_eq!(world.shown(), "a deferred");
+    }
+
+    /// Who reported success at once and sent nothing once got every build there was.
+    fn who_owes_the_outputs_of_too_many_builds_gets_no_more(world: &mut World) {
+        let names: Vec<String> = (0..SENDING_MAX + 2).map(|number| format!("n{number}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        world.graph(&names.join("; "));
+        world.join("amber", 1);
+        let (built, others) = names.split_at(SENDING_MAX);
+        for name in built {
+            world.submit(name, Wish::ALONE);
+            world.finished("amber", &format!("{name}.1"), Outcome::Built);
+        }
+        world.submit_all(others, Wish::ALONE);
+        let ready = |world: &World| world.counts().builds.get(&ShownState::Ready).copied();
+        assert_eq!(ready(world), Some(2));
+        world.deliver("amber", "n0.1");
+        assert_eq!(ready(world), Some(1));
+        world.join("birch", 1);
+        assert_eq!(ready(world), None);
     }
 
     fn builds_spread_over_the_farm(world: &mut World) {

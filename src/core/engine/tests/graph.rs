@@ -177,6 +177,18 @@ super::stories! {
         assert_eq!(world.shown(), "a deferred, other allocated");
     }
 
+    /// An agent could once have held up builds of others by what it said of its own.
+    fn of_what_its_build_does_not_need_an_agent_has_nothing_to_say(world: &mut World) {
+        world.graph("a; user: b; b");
+        world.submit("a", Wish::ALONE);
+        world.join("amber", 1);
+        world.submit("user", Wish::ALONE);
+        world.forget();
+        world.misses("amber", "a.1", &["b", "user"]);
+        assert!(!world.changes().iter().any(|change| change.starts_with("missing")));
+        assert_eq!(world.shown(), "a deferred, user allocated");
+    }
+
     fn what_was_missed_is_forgotten_once_it_is_held(world: &mut World) {
         world.derivation("two", SYSTEM, &["out", "doc"], &[]);
         world.graph("a: two");
