@@ -262,8 +262,11 @@ pub(super) fn prepare(
         Err(error) => return lost(telemetry::chain(&error)),
     };
     let declared = offered.iter().flat_map(|output| output.info.references.iter().cloned());
-    let roots = direct.into_iter().chain(declared);
-    let mut candidates = closure(reader, roots)?;
+    let (mut candidates, extent) = closure(reader, direct.into_iter())?;
+    if extent == Extent::Unknown {
+        // What an input refers to that is not held here, only the agent can tell.
+        candidates.extend(closure(reader, declared)?.0);
+    }
     candidates.extend(derivation.outputs.iter().map(|output| output.path.clone()));
     candidates.sort();
     candidates.dedup();
@@ -311,24 +314,38 @@ fn check_names(derivation: &Derivation<'_>, offered: &[OfferedOutput]) -> Result
     }
 }
 
+/// Whether it is known what is in a closure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// All of it is held.
+    Whole,
+    /// Some paths are not held, and what they refer to is not known; or there are too many.
+    Unknown,
+}
+
 /// Returns paths and all they refer to, as far as they are held.
 fn closure(
     reader: &Reader,
     roots: impl Iterator<Item = StorePath>,
-) -> Result<Vec<StorePath>, StoreError> {
+) -> Result<(Vec<StorePath>, Extent), StoreError> {
+    let mut extent = Extent::Whole;
     let mut pending: Vec<StorePath> = roots.collect();
     let mut seen: BTreeSet<PathHash> = BTreeSet::new();
     let mut paths = Vec::new();
     while let Some(path) = pending.pop() {
-        if paths.len() >= CANDIDATES_MAX || !seen.insert(path.hash()) {
+        if !seen.insert(path.hash()) {
             continue;
         }
-        if let Some(nar) = reader.nar(path.hash())? {
-            pending.extend(nar.info.references);
+        if paths.len() >= CANDIDATES_MAX {
+            return Ok((paths, Extent::Unknown));
+        }
+        match reader.nar(path.hash())? {
+            Some(nar) => pending.extend(nar.info.references),
+            None => extent = Extent::Unknown,
         }
         paths.push(path);
     }
-    Ok(paths)
+    Ok((paths, extent))
 }
 
 /// What is to be received of an offer.

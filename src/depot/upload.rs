@@ -26,6 +26,8 @@ use std::io;
 
 /// The only compression that uploads may have.
 const COMPRESSION: &str = "zstd";
+/// How much of the name of another compression is repeated to the agent, in characters.
+const COMPRESSION_CHARS_SHOWN_MAX: usize = 40;
 /// How much longer than its nar a compressed file may be: block headers of content that cannot be
 /// compressed take 3 bytes in 128 KiB, and an encoder that is flushed often needs more.
 const COMPRESSION_OVERHEAD_MAX: u64 = 64 * 1024;
@@ -204,7 +206,9 @@ impl Upload {
 fn check_declarations(expected: &OfferedOutput, limits: &NarLimits) -> Result<(), VerifyError> {
     let info = &expected.info;
     if expected.compression != COMPRESSION {
-        return Err(VerifyError::Compression(expected.compression.escape_debug().to_string()));
+        let shown = expected.compression.chars().take(COMPRESSION_CHARS_SHOWN_MAX);
+        let shown = shown.flat_map(char::escape_debug).collect();
+        return Err(VerifyError::Compression(shown));
     }
     if info.nar_bytes > limits.bytes_max {
         return Err(VerifyError::NarTooLong { bytes: info.nar_bytes, max: limits.bytes_max });
