@@ -1,298 +1,63 @@
-//! Agents that break the protocol or lie about their outputs, over real SSH connections.
+//! Agents that break the protocol or go beyond what is theirs, over real SSH connections.
 #![expect(clippy::unwrap_used, reason = "all of it is a test; a failure names its place")]
 
+#[path = "common/closure.rs"]
+#[expect(dead_code, reason = "another test uses the rest")]
+mod closure;
+#[path = "common/door.rs"]
+mod door;
+
 use bytes::Bytes;
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use closure::{Drv, drv, export, file_nar};
+use door::{World, hello, output, refusal};
+use std::{slice::from_ref, time::Duration};
 use steading::{
-    commands,
     config::Config,
-    coordinator::{Coordinator, engine_thread::SubmitRequest, start, submission},
     core::{
+        agent::{Obstacle, SENDING_MAX},
         build::ShownState,
-        change::Limits,
-        engine::{Ask, Inputs, Told},
-        hash::Sha256,
-        id::{AttemptId, InstanceId},
-        outcome::{AttemptEnd, Outcome},
-        path_info::PathInfo,
-        store_path::{StoreDir, StorePath},
+        engine::{AgentView, Ask, Told},
+        id::{AttemptId, BuildId},
+        outcome::{AttemptEnd, BuildFailure, Outcome, SetupFailure},
     },
-    demo::graph::Graph,
-    formats::nar::{NarWriter, Regular},
     protocol::{
         BULK_SUBSYSTEM, CONTROL_SUBSYSTEM,
-        bulk::{
-            BulkFromAgent, BulkToAgent, OFFERS_AHEAD_MAX, OfferedOutput, OutputPlan, RefusalCode,
-        },
-        frame::{self, Decoder, FRAME_BYTES_MAX},
-        handshake::{Capabilities, Hello, PROTOCOL_MAX},
-        message::{Allocation, FromAgent, ToAgent},
-        session::AgentEnd,
+        bulk::{BulkFromAgent, BulkToAgent, OutputPlan, RefusalCode},
+        frame::{self, FRAME_BYTES_MAX},
+        handshake::{ABILITIES_MAX, Hello, PROTOCOL_MAX, SLOTS_MAX},
+        message::{FromAgent, OUTCOME_WORDS_BYTES_MAX, ToAgent},
     },
-    ssh::{self, ChannelReader, ClientConfig, Connection, GuardedWriter, Incoming, host_key},
-    telemetry::Clock,
+    ssh::{ChannelReader, Incoming},
 };
-use tokio_util::sync::CancellationToken;
+use tokio::time::timeout;
 
-/// How long anything may take: generous, because it only costs time when a test fails.
-const DEADLINE: Duration = Duration::from_mins(1);
+/// How soon a channel must be closed. Sessions that are silent for a minute are closed anyway.
+const AT_ONCE: Duration = Duration::from_secs(20);
 
-/// A coordinator in this process, with one derivation to build.
-struct World {
-    dir: tempfile::TempDir,
-    coordinator: Coordinator,
-    address: String,
-    host_key: String,
-    clock: Clock,
-    stop: CancellationToken,
+/// Submits one derivation that needs nothing.
+async fn submit(world: &World, name: &str) -> (Drv, BuildId) {
+    let drv = drv(name, "true", &[], &[]);
+    let builds = world.submit(export(&[&drv]), from_ref(&drv.path)).await;
+    (drv, builds[0])
 }
 
-impl World {
-    async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let state = dir.path().join("state");
-        for name in ["amber", "birch"] {
-            let key = host_key::load_or_create(&dir.path().join("identities").join(name)).unwrap();
-            let folder = state.join("keys/agents");
-            fs_err::create_dir_all(&folder).unwrap();
-            fs_err::write(folder.join(format!("{name}.pub")), key.public_line()).unwrap();
-        }
-        let (clock, stop) = (Clock::start(), CancellationToken::new());
-        let listen = "127.0.0.1:0".parse().unwrap();
-        let config = Config::default();
-        let started = start::start(&state, &config, listen, clock, stop.clone()).await.unwrap();
-        let coordinator = started.coordinator.clone();
-        let (address, host_key) = (started.address.to_string(), started.host_public_key.clone());
-        tokio::spawn(started.serve(stop.clone(), commands::run));
-        Self { dir, coordinator, address, host_key, clock, stop }
-    }
-
-    /// Submits one derivation with one output and returns it.
-    async fn submit(&self) -> (StorePath, StorePath) {
-        let graph =
-            Graph::write(StoreDir::nix(), "x86_64-linux".to_owned(), "0".to_owned()).unwrap();
-        let (pieces, done) = submission::receive(&self.coordinator, submission::Trust::None);
-        let stream = Bytes::from(graph.export().unwrap());
-        pieces.send(submission::Piece::Bytes(stream)).await.unwrap();
-        pieces.send(submission::Piece::End).await.unwrap();
-        done.await.unwrap().unwrap();
-        let member = &graph.members()[0];
-        let request = SubmitRequest {
-            submitter: "tester".parse().unwrap(),
-            roots: vec![member.path.clone()],
-            inputs: Inputs::Leave,
-            priority: 0,
-            limits: Limits::default(),
-            tags: Vec::new(),
-            key: None,
-        };
-        self.coordinator.engine.submit(request).await.unwrap();
-        (member.path.clone(), member.derivation.outputs[0].path.clone())
-    }
-
-    async fn connect(&self, name: &str) -> Connection {
-        let identity = host_key::load(&self.dir.path().join("identities").join(name)).unwrap();
-        let config = ClientConfig {
-            address: self.address.clone(),
-            host_keys: vec![self.host_key.clone()],
-            identity,
-            user: name.to_owned(),
-        };
-        ssh::connect(&config, &CancellationToken::new()).await.unwrap()
-    }
-
-    async fn agent(&self, name: &str) -> Agent {
-        let connection = self.connect(name).await;
-        let (reader, writer) = connection.subsystem(CONTROL_SUBSYSTEM).await.unwrap();
-        let end = AgentEnd::new(self.clock.now().mono);
-        let mut agent = Agent { connection, reader, writer, end, clock: self.clock };
-        agent.say(&FromAgent::Hello(hello())).await;
-        agent
-    }
-
-    /// Returns how the last attempt at the only build ended.
-    async fn last_end(&self) -> Option<AttemptEnd> {
-        let read = |reader: &steading::store::Reader| {
-            let filter = steading::store::BuildFilter { limit: 10, ..Default::default() };
-            let build = reader.builds(&filter)?.pop().unwrap();
-            Ok::<_, steading::store::StoreError>(reader.attempts(build.id)?.pop())
-        };
-        self.coordinator.readers.read(read).await.unwrap().and_then(|attempt| attempt.end)
-    }
-
-    async fn states(&self) -> Vec<ShownState> {
-        let read = |reader: &steading::store::Reader| {
-            let filter = steading::store::BuildFilter { limit: 10, ..Default::default() };
-            reader.builds(&filter)
-        };
-        let rows: Result<_, steading::store::StoreError> =
-            self.coordinator.readers.read(read).await;
-        let ids = rows.unwrap().into_iter().map(|row| row.id).collect();
-        match self.coordinator.engine.ask(Ask::Shown(ids)).await.unwrap() {
-            Told::Shown(shown) => shown.into_values().collect(),
-            other => panic!("{other:?}"),
-        }
-    }
+/// Returns how the last attempt at a build ended, if it did.
+async fn last_end(world: &World, build: BuildId) -> Option<AttemptEnd> {
+    world.attempts(build).await.pop().and_then(|attempt| attempt.end)
 }
 
-impl Drop for World {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
-}
-
-fn hello() -> Hello {
-    Hello {
-        protocol_min: PROTOCOL_MAX,
-        protocol_max: PROTOCOL_MAX,
-        version: "0".to_owned(),
-        instance: InstanceId::from_bytes([1; 16]),
-        wall_ms: 0,
-        capabilities: Capabilities {
-            store_dir: StoreDir::nix(),
-            dialect: "nix".to_owned(),
-            systems: vec!["x86_64-linux".to_owned()],
-            emulated_systems: Vec::new(),
-            features: Vec::new(),
-            slots: 1,
-            tags: BTreeMap::new(),
-        },
-        held: Vec::new(),
-        capacity: None,
-    }
-}
-
-/// An agent that does what the test says.
-struct Agent {
-    connection: Connection,
-    reader: ChannelReader,
-    writer: GuardedWriter,
-    end: AgentEnd,
-    clock: Clock,
-}
-
-impl Agent {
-    async fn say(&mut self, message: &FromAgent) {
-        let frame = self.end.encode(self.clock.now().mono, message).unwrap();
-        self.writer.write(frame).await.unwrap();
-    }
-
-    /// Returns the next message; `None` when the session was closed.
-    async fn next(&mut self) -> Option<ToAgent> {
-        loop {
-            if let Some(message) = self.end.next_message() {
-                return Some(message);
-            }
-            match tokio::time::timeout(DEADLINE, self.reader.next()).await.unwrap() {
-                Incoming::Data(bytes) => {
-                    self.end.receive(self.clock.now().mono, &bytes).unwrap();
-                }
-                Incoming::Eof | Incoming::Lost => return None,
-                Incoming::Stderr(_) | Incoming::Exited(_) => {}
-            }
-        }
-    }
-
-    async fn welcomed(&mut self) {
-        assert!(matches!(self.next().await, Some(ToAgent::Welcome(_))));
-    }
-
-    async fn allocation(&mut self) -> Allocation {
-        match self.next().await {
-            Some(ToAgent::Allocate(allocation)) => allocation,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Builds, as far as the coordinator can tell.
-    async fn build(&mut self) -> AttemptId {
-        let attempt = self.allocation().await.attempt;
-        self.say(&FromAgent::Started { attempt }).await;
-        let outcome = Outcome::Built;
-        self.say(&FromAgent::Finished { attempt, outcome, log_bytes: 0 }).await;
-        attempt
-    }
-
-    async fn bulk(&self) -> Bulk {
-        let (reader, writer) = self.connection.subsystem(BULK_SUBSYSTEM).await.unwrap();
-        Bulk { reader, writer, decoder: Decoder::default() }
-    }
-}
-
-/// A bulk channel.
-struct Bulk {
-    reader: ChannelReader,
-    writer: GuardedWriter,
-    decoder: Decoder,
-}
-
-impl Bulk {
-    async fn say(&self, message: &BulkFromAgent) {
-        self.writer.write(frame::encode(message).unwrap()).await.unwrap();
-    }
-
-    async fn next(&mut self) -> Option<BulkToAgent> {
-        loop {
-            if let Some(message) = self.decoder.next_message().unwrap() {
-                return Some(message);
-            }
-            match tokio::time::timeout(DEADLINE, self.reader.next()).await.unwrap() {
-                Incoming::Data(bytes) => self.decoder.feed(&bytes),
-                Incoming::Eof | Incoming::Lost => return None,
-                Incoming::Stderr(_) | Incoming::Exited(_) => {}
-            }
-        }
-    }
-
-    /// Offers; the answer may have to wait for the report on the other channel.
-    async fn offer(&mut self, attempt: AttemptId, outputs: &[OfferedOutput]) -> BulkToAgent {
-        self.say(&plain_offer(attempt, outputs.to_vec())).await;
-        self.next().await.unwrap()
-    }
-}
-
-/// An offer without files in it, of an agent that knows no signs of life.
-fn plain_offer(attempt: AttemptId, outputs: Vec<OfferedOutput>) -> BulkFromAgent {
-    BulkFromAgent::Offer { attempt, outputs, eager: vec![], signs: false }
-}
-
-/// Returns the compressed nar of a small file, and an offer of it as an output.
-fn output(name: &str, path: &StorePath, content: &[u8]) -> (OfferedOutput, Bytes) {
-    let mut nar = NarWriter::new(Vec::new());
-    nar.begin().unwrap();
-    nar.regular(Regular { executable: false, size: content.len() as u64 }).unwrap();
-    nar.content(content).unwrap();
-    let nar = nar.finish().unwrap();
-    let file = zstd::bulk::compress(&nar, 3).unwrap();
-    let offered = OfferedOutput {
-        name: name.to_owned(),
-        info: PathInfo {
-            path: path.clone(),
-            nar_hash: Sha256::of(&nar),
-            nar_bytes: nar.len() as u64,
-            references: Vec::new(),
-            deriver: None,
-            signatures: Vec::new(),
-            content_address: None,
-        },
-        compression: "zstd".to_owned(),
-        file_bytes: file.len() as u64,
-        file_hash: Sha256::of(&file),
-    };
-    (offered, file.into())
-}
-
-fn refusal(answer: Option<BulkToAgent>) -> (RefusalCode, String) {
-    match answer {
-        Some(BulkToAgent::Refused { code, reason }) => (code, reason),
-        other => panic!("not refused: {other:?}"),
+/// Returns what the coordinator thinks of an agent.
+async fn view(world: &World, name: &str) -> AgentView {
+    match world.coordinator.engine.ask(Ask::Agents).await.unwrap() {
+        Told::Agents(agents) => agents.into_iter().find(|a| a.name.to_string() == name).unwrap(),
+        other => panic!("{other:?}"),
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_instead_of_messagepack_ends_the_session_and_nothing_else() {
     let world = World::new().await;
-    world.submit().await;
+    submit(&world, "one").await;
     let mut honest = world.agent("birch").await;
     honest.welcomed().await;
     honest.allocation().await;
@@ -319,12 +84,9 @@ async fn a_frame_over_the_cap_ends_the_session_before_its_bytes_come() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_without_a_common_protocol_is_told_what_to_upgrade() {
     let world = World::new().await;
-    let connection = world.connect("amber").await;
-    let (reader, writer) = connection.subsystem(CONTROL_SUBSYSTEM).await.unwrap();
-    let end = AgentEnd::new(world.clock.now().mono);
-    let mut agent = Agent { connection, reader, writer, end, clock: world.clock };
     let (protocol_min, protocol_max) = (PROTOCOL_MAX + 1, PROTOCOL_MAX + 1);
-    agent.say(&FromAgent::Hello(Hello { protocol_min, protocol_max, ..hello() })).await;
+    let hello = Hello { protocol_min, protocol_max, ..hello() };
+    let mut agent = world.agent_saying("amber", hello).await;
     match agent.next().await {
         Some(ToAgent::Refused { reason }) => assert!(reason.contains("upgrade"), "{reason}"),
         other => panic!("{other:?}"),
@@ -335,100 +97,30 @@ async fn an_agent_without_a_common_protocol_is_told_what_to_upgrade() {
 #[tokio::test(flavor = "multi_thread")]
 async fn outputs_that_are_right_are_committed_and_published() {
     let world = World::new().await;
-    let (_, path) = world.submit().await;
+    let (drv, build) = submit(&world, "one").await;
     let mut agent = world.agent("amber").await;
     agent.welcomed().await;
     let attempt = agent.build().await;
-    let (offered, file) = output("out", &path, b"content");
+    let (offered, file) = output(&drv.out, &file_nar(b"content"));
     let file_hash = offered.file_hash;
     let mut bulk = agent.bulk().await;
-    let plan = BulkToAgent::Plan { outputs: vec![OutputPlan::Send { offset: 0 }], signs: false };
+    let plan = BulkToAgent::Plan { outputs: vec![OutputPlan::Send { offset: 0 }] };
     assert_eq!(bulk.offer(attempt, &[offered]).await, plan);
-    bulk.say(&BulkFromAgent::Data { bytes: file }).await;
-    bulk.say(&BulkFromAgent::End { file_hash }).await;
-    assert_eq!(
-        bulk.next().await,
-        Some(BulkToAgent::Committed { attempt, ahead: OFFERS_AHEAD_MAX })
-    );
-    assert_eq!(world.last_end().await, Some(AttemptEnd::Succeeded));
-}
-
-/// Builds the derivation again and delivers this content. Returns the attempt.
-async fn build_again(
-    world: &World,
-    agent: &mut Agent,
-    path: &StorePath,
-    content: &[u8],
-) -> AttemptId {
-    let attempt = agent.build().await;
-    let (offered, file) = output("out", path, content);
-    let file_hash = offered.file_hash;
-    let mut bulk = agent.bulk().await;
-    let plan = bulk.offer(attempt, &[offered]).await;
-    if matches!(&plan, BulkToAgent::Plan { outputs, .. } if *outputs == [OutputPlan::Send { offset: 0 }])
-    {
-        bulk.say(&BulkFromAgent::Data { bytes: file }).await;
-        bulk.say(&BulkFromAgent::End { file_hash }).await;
-    }
-    let answer = bulk.next().await;
-    assert!(
-        matches!(answer, Some(BulkToAgent::Committed { attempt: of, .. }) if of == attempt),
-        "{answer:?}"
-    );
-    assert_eq!(world.last_end().await, Some(AttemptEnd::Succeeded));
-    attempt
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_result_that_differs_is_kept_beside_the_one_that_is_held() {
-    let world = World::new().await;
-    let mut agent = world.agent("amber").await;
-    agent.welcomed().await;
-    let mut attempts = Vec::new();
-    let mut paths = Vec::new();
-    for content in [&b"first"[..], b"other", b"other", b"first"] {
-        let (_, path) = world.submit().await;
-        attempts.push(build_again(&world, &mut agent, &path, content).await);
-        paths.push(path);
-    }
-    let (path, asked) = (paths[0].clone(), attempts.clone());
-    let (held, kept, disputed) = world
-        .coordinator
-        .readers
-        .read(move |reader| {
-            let disputed: Result<Vec<_>, _> =
-                asked.iter().map(|attempt| reader.is_disputed(*attempt)).collect();
-            let (hash, disputed) = (path.hash(), disputed?);
-            Ok::<_, steading::store::StoreError>((
-                reader.nar(hash)?.unwrap(),
-                reader.disputed_nars(hash)?,
-                disputed,
-            ))
-        })
-        .await
-        .unwrap();
-    assert_eq!(disputed, [Some(false), Some(true), Some(true), Some(false)]);
-    let (first, _) = output("out", &paths[0], b"first");
-    let (other, _) = output("out", &paths[0], b"other");
-    assert_eq!(held.info.nar_hash, first.info.nar_hash);
-    assert_eq!(kept.len(), 1, "the same bytes are kept once");
-    assert_eq!((kept[0].0, kept[0].1.info.nar_hash), (attempts[1], other.info.nar_hash));
-    let mut nar = Vec::new();
-    let kept = &kept[0].1;
-    world.coordinator.depot.read_nar(&kept.file_hash, kept.info.nar_bytes, &mut nar).unwrap();
-    assert_eq!(Sha256::of(&nar), other.info.nar_hash);
+    let answer = bulk.send(&file, file_hash).await;
+    assert_eq!(answer, Some(BulkToAgent::Committed { attempt }));
+    assert_eq!(last_end(&world, build).await, Some(AttemptEnd::Succeeded));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_offer_that_overtakes_the_report_is_answered_with_it() {
     let world = World::new().await;
-    let (_, path) = world.submit().await;
+    let (drv, _) = submit(&world, "one").await;
     let mut agent = world.agent("amber").await;
     agent.welcomed().await;
     let attempt = agent.allocation().await.attempt;
-    let (offered, _) = output("out", &path, b"content");
+    let (offered, _) = output(&drv.out, &file_nar(b"content"));
     let mut bulk = agent.bulk().await;
-    bulk.say(&plain_offer(attempt, vec![offered])).await;
+    bulk.say(&BulkFromAgent::Offer { attempt, outputs: vec![offered] }).await;
     let outcome = Outcome::Built;
     agent.say(&FromAgent::Finished { attempt, outcome, log_bytes: 0 }).await;
     assert!(matches!(bulk.next().await, Some(BulkToAgent::Plan { .. })));
@@ -437,65 +129,361 @@ async fn an_offer_that_overtakes_the_report_is_answered_with_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_output_that_is_not_of_this_build_is_refused_before_its_first_byte() {
     let world = World::new().await;
-    let (derivation, _) = world.submit().await;
+    let (drv, build) = submit(&world, "one").await;
     let mut agent = world.agent("amber").await;
     agent.welcomed().await;
     let attempt = agent.build().await;
     // A path that exists, but is no output.
-    let (offered, _) = output("out", &derivation, b"content");
+    let (offered, _) = output(&drv.path, &file_nar(b"content"));
     let mut bulk = agent.bulk().await;
     let (code, reason) = refusal(Some(bulk.offer(attempt, &[offered]).await));
     assert_eq!(code, RefusalCode::Rejected);
     assert!(reason.contains("of this build is"), "{reason}");
-    assert!(matches!(world.last_end().await, Some(AttemptEnd::Rejected(_))));
+    assert!(matches!(last_end(&world, build).await, Some(AttemptEnd::Rejected(_))));
     assert_eq!(world.states().await, [ShownState::Deferred]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_nar_with_another_hash_than_declared_is_refused() {
-    let world = World::new().await;
-    let (_, path) = world.submit().await;
-    let mut agent = world.agent("amber").await;
-    agent.welcomed().await;
-    let attempt = agent.build().await;
-    let (mut offered, file) = output("out", &path, b"content");
-    offered.info.nar_hash = Sha256::of(b"something else");
-    let file_hash = offered.file_hash;
-    let mut bulk = agent.bulk().await;
-    assert!(matches!(bulk.offer(attempt, &[offered]).await, BulkToAgent::Plan { .. }));
-    bulk.say(&BulkFromAgent::Data { bytes: file }).await;
-    bulk.say(&BulkFromAgent::End { file_hash }).await;
-    let (code, reason) = refusal(bulk.next().await);
-    assert_eq!(code, RefusalCode::Rejected);
-    assert!(reason.contains("hash"), "{reason}");
-    assert!(matches!(world.last_end().await, Some(AttemptEnd::Rejected(_))));
-    assert!(nothing_in(&world.dir.path().join("state/public/nix-store"), "narinfo"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_agents_attempt_cannot_be_offered_prepared_or_finished() {
     let world = World::new().await;
-    let (_, path) = world.submit().await;
+    let (drv, _) = submit(&world, "one").await;
     let mut honest = world.agent("amber").await;
     honest.welcomed().await;
     let attempt = honest.allocation().await.attempt;
     let mut thief = world.agent("birch").await;
     thief.welcomed().await;
-    let outcome = Outcome::Failed(steading::core::outcome::BuildFailure::Exit(1));
+    let outcome = Outcome::Failed(BuildFailure::Exit(1));
     thief.say(&FromAgent::Finished { attempt, outcome, log_bytes: 0 }).await;
     assert_eq!(thief.next().await, Some(ToAgent::Cancel { attempt }));
     let mut bulk = thief.bulk().await;
     bulk.say(&BulkFromAgent::Prepare { attempt }).await;
     assert_eq!(refusal(bulk.next().await).0, RefusalCode::Stale);
-    let (offered, _) = output("out", &path, b"content");
-    bulk.say(&plain_offer(attempt, vec![offered])).await;
+    let (offered, _) = output(&drv.out, &file_nar(b"content"));
+    bulk.say(&BulkFromAgent::Offer { attempt, outputs: vec![offered] }).await;
     assert_eq!(refusal(bulk.next().await).0, RefusalCode::Stale);
     assert_eq!(world.states().await, [ShownState::Allocated]);
 }
 
-fn nothing_in(dir: &Path, extension: &str) -> bool {
-    !dir.exists()
-        || fs_err::read_dir(dir)
-            .unwrap()
-            .all(|entry| entry.unwrap().path().extension().is_none_or(|found| found != extension))
+/// Puts the length in front of a frame's body.
+fn framed(body: &[u8]) -> Bytes {
+    [&u32::try_from(body.len()).unwrap().to_be_bytes()[..], body].concat().into()
+}
+
+/// Writes bytes as a text of MessagePack, whatever they are.
+fn text(bytes: &[u8]) -> Vec<u8> {
+    [&[0xd9, u8::try_from(bytes.len()).unwrap()][..], bytes].concat()
+}
+
+/// A map with one key, as messages are.
+fn tagged(key: &str, value: &[u8]) -> Vec<u8> {
+    [&[0x81][..], &text(key.as_bytes()), value].concat()
+}
+
+/// Bodies of frames that are no message, whoever reads them.
+fn bad_bodies() -> Vec<(&'static str, Vec<u8>)> {
+    let whole = frame::encode(&FromAgent::Heartbeat {}).unwrap().slice(4..).to_vec();
+    let attempt = frame::encode(&FromAgent::Started { attempt: AttemptId::from_bytes([1; 16]) });
+    let attempt = attempt.unwrap().slice(4..).to_vec();
+    let id_at = attempt.windows(7).position(|window| window == b"attempt").unwrap() + 7;
+    vec![
+        ("an empty body", Vec::new()),
+        ("a byte that MessagePack never uses", vec![0xc1]),
+        ("nothing, as a value", vec![0xc0]),
+        ("a number", vec![7]),
+        ("an empty map", vec![0x80]),
+        ("an empty array", vec![0x90]),
+        ("a map of two messages", [&[0x82], &whole[1..], &whole[1..]].concat()),
+        ("arrays inside one another", vec![0x91; 100_000]),
+        ("maps inside one another", [0x81, 0xa0].repeat(100_000)),
+        ("depth below a known name", tagged("heartbeat", &vec![0x91; 100_000])),
+        ("an array of four billion", tagged("offer", b"\xdd\xff\xff\xff\xff")),
+        ("a map of four billion", tagged("hello", b"\xdf\xff\xff\xff\xff")),
+        ("a text of four billion bytes", b"\xdb\xff\xff\xff\xffheartbeat".to_vec()),
+        ("bytes of four billion", tagged("data", b"\x81\xa5bytes\xc6\xff\xff\xff\xff")),
+        ("an extension of four billion bytes", b"\xc9\xff\xff\xff\xff\x01".to_vec()),
+        ("a name longer than the frame", b"\x81\xd9\xffheartbeat\x80".to_vec()),
+        ("a name that is cut", b"\x81\xa9heart".to_vec()),
+        ("a name without a value", tagged("heartbeat", b"")),
+        ("an unknown name", tagged("reboot", b"\x80")),
+        ("a name in other letters", tagged("Heartbeat", b"\x80")),
+        ("a name that is not UTF-8", [&[0x81][..], &text(b"\xff\xfe"), &[0x80]].concat()),
+        ("a number for a name", b"\x81\xcc\xff\x80".to_vec()),
+        ("an extension for a value", tagged("started", b"\xd4\x01\x00")),
+        ("fields that lack", tagged("started", b"\x80")),
+        ("an id that is short", [&attempt[..id_at], b"\xc4\x04\x01\x01\x01\x01"].concat()),
+        ("an id that is a number", [&attempt[..id_at], b"\x01"].concat()),
+        ("an id of four billion bytes", [&attempt[..id_at], b"\xc6\xff\xff\xff\xff\x01"].concat()),
+        ("bytes behind a message", [&whole[..], b"\x00"].concat()),
+        ("two messages in one frame", [&whole[..], &whole].concat()),
+        ("the coordinator’s own words", tagged("committed", &attempt[8..])),
+        ("another protocol", b"GET / HTTP/1.1\r\n\r\n".to_vec()),
+    ]
+}
+
+/// Waits until a channel is closed, and returns what came before.
+async fn closed(reader: &mut ChannelReader) -> usize {
+    let mut bytes = 0;
+    loop {
+        match timeout(AT_ONCE, reader.next()).await.unwrap() {
+            Incoming::Data(data) => bytes += data.len(),
+            Incoming::Eof | Incoming::Lost => return bytes,
+            Incoming::Stderr(_) | Incoming::Exited(_) => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_malformed_frame_closes_its_channel_and_disturbs_nobody_else() {
+    let world = World::new().await;
+    let (_, build) = submit(&world, "one").await;
+    let mut honest = world.agent("birch").await;
+    honest.welcomed().await;
+    let attempt = honest.allocation().await.attempt;
+    let mut honest_bulk = honest.bulk().await;
+    let mut logged = 0;
+    let hostile = world.connect("amber").await;
+    for (name, body) in bad_bodies() {
+        let mut wires = vec![(name, framed(&body))];
+        if body.len() > 2 {
+            let half = framed(&body).slice(..body.len());
+            wires.push(("half a frame and the end", half));
+        }
+        for (index, (name, wire)) in wires.into_iter().enumerate() {
+            for subsystem in [CONTROL_SUBSYSTEM, BULK_SUBSYSTEM] {
+                let (mut reader, writer) = hostile.subsystem(subsystem).await.unwrap();
+                writer.write(wire.clone()).await.unwrap();
+                if index == 1 {
+                    writer.close().await.unwrap();
+                }
+                assert_eq!(closed(&mut reader).await, 0, "{subsystem}: {name} was answered");
+            }
+        }
+        logged = honest.log(attempt, logged, Bytes::from_static(b"still here\n")).await;
+    }
+    // Behind a hello, too.
+    for (name, body) in bad_bodies() {
+        let mut agent = world.agent("amber").await;
+        agent.welcomed().await;
+        agent.writer.write(framed(&body)).await.unwrap();
+        let answer = timeout(AT_ONCE, agent.next()).await;
+        assert_eq!(answer, Ok(None), "{name}");
+    }
+    assert_eq!(logged, 11 * bad_bodies().len() as u64);
+    honest_bulk.say(&BulkFromAgent::Prepare { attempt }).await;
+    assert!(matches!(honest_bulk.next().await, Some(BulkToAgent::Derivation { .. })));
+    assert_eq!(world.attempts(build).await.len(), 1);
+    assert_eq!(world.states().await, [ShownState::Allocated]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_out_of_turn_closes_its_channel_only() {
+    let world = World::new().await;
+    let (drv, _) = submit(&world, "one").await;
+    let mut agent = world.agent("amber").await;
+    agent.welcomed().await;
+    let attempt = agent.build().await;
+    let (offered, file) = output(&drv.out, &file_nar(b"content"));
+    let file_hash = offered.file_hash;
+    let data = BulkFromAgent::Data { bytes: file.clone() };
+    for message in [&data, &BulkFromAgent::End { file_hash }] {
+        let mut bulk = agent.bulk().await;
+        bulk.say(message).await;
+        assert_eq!(bulk.next().await, None);
+    }
+    let mut bulk = agent.bulk().await;
+    assert!(matches!(bulk.offer(attempt, from_ref(&offered)).await, BulkToAgent::Plan { .. }));
+    bulk.say(&BulkFromAgent::Prepare { attempt }).await;
+    assert_eq!(bulk.next().await, None);
+    // The attempt is not over: the outputs can be sent on another channel.
+    let mut bulk = agent.bulk().await;
+    loop {
+        match bulk.offer(attempt, from_ref(&offered)).await {
+            BulkToAgent::Plan { .. } => break,
+            // The end of the other channel need not have been noticed yet.
+            other => assert_eq!(refusal(Some(other)).0, RefusalCode::TryLater),
+        }
+    }
+    assert_eq!(bulk.send(&file, file_hash).await, Some(BulkToAgent::Committed { attempt }));
+    // A second hello ends the session.
+    agent.say(&FromAgent::Hello(hello())).await;
+    assert_eq!(agent.next().await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_the_ceiling_of_what_an_agent_claims() {
+    let options = "systems=\"aarch64-linux\",tags=\"site=lab\"";
+    let world = World::with(Config::default(), options).await;
+    submit(&world, "one").await;
+    let mut claims = hello();
+    let systems = ["x86_64-linux", "aarch64-linux", "builtin"].map(str::to_owned).to_vec();
+    claims.capabilities.emulated_systems.clone_from(&systems);
+    claims.capabilities.systems = systems;
+    claims.capabilities.slots = u32::MAX;
+    claims.capabilities.tags = [("site", "bank"), ("trusted", "yes")]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+    let mut agent = world.agent_saying("amber", claims).await;
+    agent.welcomed().await;
+    let seen = view(&world, "amber").await;
+    assert_eq!(seen.abilities.systems, ["aarch64-linux"]);
+    assert_eq!(seen.abilities.emulated_systems, ["aarch64-linux"]);
+    assert_eq!(seen.abilities.tags["site"], "lab");
+    assert_eq!(seen.abilities.slots, SLOTS_MAX);
+    assert_eq!(seen.running, []);
+    assert_eq!(world.states().await, [ShownState::Ready]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hello_that_claims_too_much_is_refused() {
+    let world = World::new().await;
+    let many = |count: usize| (0..count).map(|n| format!("x{n}")).collect::<Vec<_>>();
+    let mut systems = hello();
+    systems.capabilities.systems = many(ABILITIES_MAX + 1);
+    let mut features = hello();
+    features.capabilities.features = many(ABILITIES_MAX + 1);
+    let mut tags = hello();
+    tags.capabilities.tags = many(65).into_iter().map(|name| (name, String::new())).collect();
+    for claims in [systems, features, tags] {
+        let mut agent = world.agent_saying("amber", claims).await;
+        match agent.next().await {
+            Some(ToAgent::Refused { reason }) => {
+                assert!(reason.starts_with("more than"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(agent.next().await, None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_is_said_of_anothers_attempt_touches_it() {
+    let world = World::new().await;
+    let (drv, build) = submit(&world, "one").await;
+    let mut honest = world.agent("amber").await;
+    honest.welcomed().await;
+    let attempt = honest.allocation().await.attempt;
+    honest.say(&FromAgent::Started { attempt }).await;
+    let mut logged = honest.log(attempt, 0, Bytes::from_static(b"begin\n")).await;
+    let mut thief = world.agent("birch").await;
+    thief.welcomed().await;
+    for outcome in [
+        Outcome::Built,
+        Outcome::Failed(BuildFailure::Exit(1)),
+        Outcome::SetupFailed(SetupFailure::DiskFull),
+        Outcome::SetupFailed(SetupFailure::MissingInputs(vec![drv.out.clone()])),
+        Outcome::Canceled,
+    ] {
+        thief.say(&FromAgent::Finished { attempt, outcome, log_bytes: u64::MAX }).await;
+        assert_eq!(thief.next().await, Some(ToAgent::Cancel { attempt }));
+        let bytes = Bytes::from_static(b"forged\n");
+        thief.say(&FromAgent::Log { attempt, offset: logged, bytes }).await;
+        thief.say(&FromAgent::Started { attempt }).await;
+        assert_eq!(thief.next().await, Some(ToAgent::Cancel { attempt }));
+        logged = honest.log(attempt, logged, Bytes::from_static(b"more\n")).await;
+    }
+    assert_eq!(logged, 6 + 5 * 5);
+    let mut reading = world.coordinator.logs.read(attempt);
+    assert_eq!(reading.next().await.unwrap(), "begin\nmore\nmore\nmore\nmore\nmore\n");
+    // An honest end is still possible.
+    assert_eq!(world.states().await, [ShownState::Building]);
+    let outcome = Outcome::Failed(BuildFailure::Exit(3));
+    honest.say(&FromAgent::Finished { attempt, outcome, log_bytes: logged }).await;
+    assert_eq!(honest.next().await, Some(ToAgent::Settled { attempt }));
+    assert_eq!(last_end(&world, build).await, Some(AttemptEnd::Failed(BuildFailure::Exit(3))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_a_build_needs_can_be_reported_missing() {
+    let world = World::new().await;
+    let base = drv("base", "true", &[], &[]);
+    let user = drv("user", "true", &[&base], &[]);
+    let (other, _) = submit(&world, "other").await;
+    let mut hostile = world.agent("amber").await;
+    hostile.welcomed().await;
+    let attempt = hostile.allocation().await.attempt;
+    // It knows what is needed elsewhere, and says so of a build that needs nothing.
+    let stream = export(&[&base, &user]);
+    let builds = world.submit(stream, from_ref(&user.path)).await;
+    let missing = vec![base.out.clone(), user.out.clone(), other.out.clone()];
+    let outcome = Outcome::SetupFailed(SetupFailure::MissingInputs(missing));
+    hostile.say(&FromAgent::Finished { attempt, outcome, log_bytes: 0 }).await;
+    assert_eq!(hostile.next().await, Some(ToAgent::Settled { attempt }));
+    // What needs it is given out all the same, and only who was given it is believed.
+    let allocation = hostile.allocation().await;
+    assert_eq!(allocation.build, builds[0]);
+    let outcome = Outcome::SetupFailed(SetupFailure::MissingInputs(vec![base.out.clone()]));
+    let attempt = allocation.attempt;
+    hostile.say(&FromAgent::Finished { attempt, outcome, log_bytes: 0 }).await;
+    assert_eq!(hostile.next().await, Some(ToAgent::Settled { attempt }));
+    assert!(world.states().await.contains(&ShownState::Waiting));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_log_is_cut_and_holds_nobody_up() {
+    let config = Config { log_cap: 65_536, ..Config::default() };
+    let world = World::with(config, "").await;
+    submit(&world, "one").await;
+    submit(&world, "two").await;
+    let mut hostile = world.agent("amber").await;
+    hostile.welcomed().await;
+    let attempt = hostile.allocation().await.attempt;
+    let mut honest = world.agent("birch").await;
+    honest.welcomed().await;
+    let other = honest.allocation().await.attempt;
+    let flood = Bytes::from(vec![b'x'; 256 * 1024]);
+    let (mut length, mut logged) = (0, 0);
+    for _ in 0..64 {
+        length = hostile.log(attempt, length, flood.clone()).await;
+        logged = honest.log(other, logged, Bytes::from_static(b"line\n")).await;
+    }
+    assert_eq!((length, logged), (64 * 256 * 1024, 5 * 64));
+    let of = |attempt: AttemptId| world.files(&format!("logs/live/{attempt}"));
+    let kept: u64 = of(attempt).iter().map(|file| fs_err::metadata(file).unwrap().len()).sum();
+    assert!(kept <= 65_536, "{kept} bytes are kept");
+    // A place far behind the end costs its own log only, and no room.
+    let end = hostile.log(attempt, u64::MAX - 2, Bytes::from_static(b"beyond")).await;
+    assert!(end >= length);
+    assert_eq!(honest.log(other, logged, Bytes::from_static(b"line\n")).await, logged + 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_claims_success_and_sends_nothing_gets_no_more_builds() {
+    let world = World::new().await;
+    let drvs: Vec<Drv> =
+        (0..SENDING_MAX + 20).map(|n| drv(&format!("n{n}"), "true", &[], &[])).collect();
+    let roots: Vec<_> = drvs.iter().map(|drv| drv.path.clone()).collect();
+    world.submit(export(&drvs.iter().collect::<Vec<_>>()), &roots).await;
+    let mut hostile = world.agent("amber").await;
+    hostile.welcomed().await;
+    for _ in 0..SENDING_MAX {
+        hostile.build().await;
+    }
+    // Nothing comes behind the last: a log of a made-up attempt is not answered, a stale report is.
+    let attempt = AttemptId::from_bytes([9; 16]);
+    hostile.say(&FromAgent::Started { attempt }).await;
+    assert_eq!(hostile.next().await, Some(ToAgent::Cancel { attempt }));
+    let seen = view(&world, "amber").await;
+    assert_eq!((seen.running.len(), seen.sending.len()), (0, SENDING_MAX));
+    assert_eq!(seen.obstacle, Some(Obstacle::Sending { builds: SENDING_MAX }));
+    let states = world.states().await;
+    assert_eq!(states.iter().filter(|state| **state == ShownState::Ready).count(), 20);
+    // The others go to whom can use them.
+    let mut honest = world.agent("birch").await;
+    honest.welcomed().await;
+    honest.allocation().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_words_of_a_hostile_agent_are_kept_short() {
+    let world = World::new().await;
+    let (_, build) = submit(&world, "one").await;
+    let mut agent = world.agent("amber").await;
+    agent.welcomed().await;
+    let attempt = agent.allocation().await.attempt;
+    let words = "\u{1b}[2J\u{1}ä".repeat(100_000);
+    let outcome = Outcome::SetupFailed(SetupFailure::Refused(words));
+    agent.say(&FromAgent::Finished { attempt, outcome, log_bytes: 0 }).await;
+    assert_eq!(agent.next().await, Some(ToAgent::Settled { attempt }));
+    let end = last_end(&world, build).await.unwrap();
+    assert!(end.brief().len() <= OUTCOME_WORDS_BYTES_MAX + 100, "{} bytes", end.brief().len());
 }

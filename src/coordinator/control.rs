@@ -10,8 +10,11 @@ use crate::{
     protocol::{
         bulk::OFFERED_OUTPUTS_MAX,
         frame::FrameError,
-        handshake::{HELD_MAX, Hello, REPORTS_SINCE, TAGS_MAX, agree},
-        message::{Allocation, CAPACITY_REASON_BYTES_MAX, FromAgent, ToAgent, Welcome},
+        handshake::{ABILITIES_MAX, Capabilities, HELD_MAX, Hello, REPORTS_SINCE, SLOTS_MAX, TAGS_MAX, agree},
+        message::{
+            Allocation, CAPACITY_REASON_BYTES_MAX, FromAgent, MISSING_INPUTS_MAX,
+            OUTCOME_WORDS_BYTES_MAX, ToAgent, Welcome,
+        },
         session::{CoordinatorEnd, Due},
     },
     ssh::{ChannelReader, GuardedWriter, Incoming, Principal, Request, WriteError},
@@ -253,6 +256,11 @@ impl Life<'_> {
         if hello.capabilities.tags.len() > TAGS_MAX {
             return self.refuse(format!("more than {TAGS_MAX} tags")).await;
         }
+        let Capabilities { systems, emulated_systems, features, .. } = &hello.capabilities;
+        if systems.len() + emulated_systems.len() + features.len() > ABILITIES_MAX {
+            let reason = format!("more than {ABILITIES_MAX} systems and features");
+            return self.refuse(reason).await;
+        }
         let abilities = abilities(&hello, self.principal);
         let (orders, receiver) = mpsc::channel(ORDERS_MAX);
         self.coordinator.engine.attach(self.session, orders).await?;
@@ -302,13 +310,13 @@ impl Life<'_> {
                 }
             }
             FromAgent::Finished { attempt, outcome, log_bytes } => {
-                // Its whole log has come: the channel keeps the order.
-                self.live.remove(&attempt);
-                self.coordinator
-                    .logs
-                    .complete(attempt, log_bytes)
-                    .await
-                    .map_err(SessionEnd::Log)?;
+                // Its whole log has come: the channel keeps the order. Of a log that is not this
+                // session's, nothing is believed, least of all its length.
+                if self.live.remove(&attempt) {
+                    let logs = &self.coordinator.logs;
+                    logs.complete(attempt, log_bytes).await.map_err(SessionEnd::Log)?;
+                }
+                let outcome = outcome.limited(OUTCOME_WORDS_BYTES_MAX, MISSING_INPUTS_MAX);
                 self.coordinator.engine.tell(Input::Finished { session, attempt, outcome }).await?;
             }
             FromAgent::Report { attempt, outputs } => {
@@ -425,7 +433,7 @@ fn abilities(hello: &Hello, principal: &Principal) -> Abilities {
         systems: allowed(&claimed.systems),
         emulated_systems: allowed(&claimed.emulated_systems),
         features: claimed.features.clone(),
-        slots: claimed.slots,
+        slots: claimed.slots.min(SLOTS_MAX),
         tags,
     }
 }

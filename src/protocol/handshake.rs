@@ -16,6 +16,10 @@ pub const REPORTS_SINCE: u16 = 2;
 pub const HELD_MAX: usize = 4_096;
 /// How many tags an agent may give itself.
 pub const TAGS_MAX: usize = 64;
+/// How many systems, emulated systems and features an agent may name, all together.
+pub const ABILITIES_MAX: usize = 256;
+/// How many slots of an agent are used: so many orders at once still leave room in its outbox.
+pub const SLOTS_MAX: u32 = 512;
 
 /// The agent's first message.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

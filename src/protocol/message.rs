@@ -15,6 +15,12 @@ pub const LOG_CHUNK_BYTES_MAX: usize = 256 * 1024;
 /// The longest reason in a [`FromAgent::Capacity`], in bytes; what is longer is cut by the reader.
 pub const CAPACITY_REASON_BYTES_MAX: usize = 512;
 
+/// The longest words in an [`Outcome`], in bytes; what is longer is cut by the reader.
+pub const OUTCOME_WORDS_BYTES_MAX: usize = 4_096;
+
+/// How many paths one [`Outcome`] may report missing; what is more is passed over by the reader.
+pub const MISSING_INPUTS_MAX: usize = 10_000;
+
 /// What an agent says on its control channel.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
