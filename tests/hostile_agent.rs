@@ -9,7 +9,7 @@ mod door;
 
 use bytes::Bytes;
 use closure::{Drv, drv, export, file_nar};
-use door::{World, hello, output, refusal};
+use door::{World, committed, hello, offer, output, plan, refusal};
 use std::{slice::from_ref, time::Duration};
 use steading::{
     config::Config,
@@ -104,10 +104,10 @@ async fn outputs_that_are_right_are_committed_and_published() {
     let (offered, file) = output(&drv.out, &file_nar(b"content"));
     let file_hash = offered.file_hash;
     let mut bulk = agent.bulk().await;
-    let plan = BulkToAgent::Plan { outputs: vec![OutputPlan::Send { offset: 0 }] };
+    let plan = plan(OutputPlan::Send { offset: 0 });
     assert_eq!(bulk.offer(attempt, &[offered]).await, plan);
     let answer = bulk.send(&file, file_hash).await;
-    assert_eq!(answer, Some(BulkToAgent::Committed { attempt }));
+    assert_eq!(answer, Some(committed(attempt)));
     assert_eq!(last_end(&world, build).await, Some(AttemptEnd::Succeeded));
 }
 
@@ -120,7 +120,7 @@ async fn an_offer_that_overtakes_the_report_is_answered_with_it() {
     let attempt = agent.allocation().await.attempt;
     let (offered, _) = output(&drv.out, &file_nar(b"content"));
     let mut bulk = agent.bulk().await;
-    bulk.say(&BulkFromAgent::Offer { attempt, outputs: vec![offered] }).await;
+    bulk.say(&offer(attempt, vec![offered])).await;
     let outcome = Outcome::Built;
     agent.say(&FromAgent::Finished { attempt, outcome, log_bytes: 0 }).await;
     assert!(matches!(bulk.next().await, Some(BulkToAgent::Plan { .. })));
@@ -159,7 +159,7 @@ async fn another_agents_attempt_cannot_be_offered_prepared_or_finished() {
     bulk.say(&BulkFromAgent::Prepare { attempt }).await;
     assert_eq!(refusal(bulk.next().await).0, RefusalCode::Stale);
     let (offered, _) = output(&drv.out, &file_nar(b"content"));
-    bulk.say(&BulkFromAgent::Offer { attempt, outputs: vec![offered] }).await;
+    bulk.say(&offer(attempt, vec![offered])).await;
     assert_eq!(refusal(bulk.next().await).0, RefusalCode::Stale);
     assert_eq!(world.states().await, [ShownState::Allocated]);
 }
@@ -303,7 +303,7 @@ async fn a_message_out_of_turn_closes_its_channel_only() {
             other => assert_eq!(refusal(Some(other)).0, RefusalCode::TryLater),
         }
     }
-    assert_eq!(bulk.send(&file, file_hash).await, Some(BulkToAgent::Committed { attempt }));
+    assert_eq!(bulk.send(&file, file_hash).await, Some(committed(attempt)));
     // A second hello ends the session.
     agent.say(&FromAgent::Hello(hello())).await;
     assert_eq!(agent.next().await, None);

@@ -10,7 +10,9 @@ use crate::{
     protocol::{
         bulk::OFFERED_OUTPUTS_MAX,
         frame::FrameError,
-        handshake::{ABILITIES_MAX, Capabilities, HELD_MAX, Hello, REPORTS_SINCE, SLOTS_MAX, TAGS_MAX, agree},
+        handshake::{
+            ABILITIES_MAX, Capabilities, HELD_MAX, Hello, REPORTS_SINCE, SLOTS_MAX, TAGS_MAX, agree,
+        },
         message::{
             Allocation, CAPACITY_REASON_BYTES_MAX, FromAgent, MISSING_INPUTS_MAX,
             OUTCOME_WORDS_BYTES_MAX, ToAgent, Welcome,

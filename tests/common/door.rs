@@ -22,7 +22,9 @@ use steading::{
     },
     protocol::{
         BULK_SUBSYSTEM, CONTROL_SUBSYSTEM,
-        bulk::{BulkFromAgent, BulkToAgent, OfferedOutput, RefusalCode},
+        bulk::{
+            BulkFromAgent, BulkToAgent, OFFERS_AHEAD_MAX, OfferedOutput, OutputPlan, RefusalCode,
+        },
         frame::{self, Decoder},
         handshake::{Capabilities, Hello, PROTOCOL_MAX},
         message::{Allocation, FromAgent, ToAgent},
@@ -255,6 +257,21 @@ impl Agent {
     }
 }
 
+/// An offer without files in it, of an agent that knows no signs of life.
+pub(crate) fn offer(attempt: AttemptId, outputs: Vec<OfferedOutput>) -> BulkFromAgent {
+    BulkFromAgent::Offer { attempt, outputs, eager: vec![], signs: false }
+}
+
+/// The answer to such an offer of one output.
+pub(crate) fn plan(output: OutputPlan) -> BulkToAgent {
+    BulkToAgent::Plan { outputs: vec![output], signs: false }
+}
+
+/// The answer to outputs that were taken.
+pub(crate) fn committed(attempt: AttemptId) -> BulkToAgent {
+    BulkToAgent::Committed { attempt, ahead: OFFERS_AHEAD_MAX }
+}
+
 /// A bulk channel.
 pub(crate) struct Bulk {
     reader: ChannelReader,
@@ -287,7 +304,7 @@ impl Bulk {
         attempt: AttemptId,
         outputs: &[OfferedOutput],
     ) -> BulkToAgent {
-        self.say(&BulkFromAgent::Offer { attempt, outputs: outputs.to_vec() }).await;
+        self.say(&offer(attempt, outputs.to_vec())).await;
         self.next().await.unwrap()
     }
 

@@ -276,7 +276,7 @@ fn declarations() -> Vec<Attack> {
         before("a nar just over the limit", "longer than the", |t| {
             declaring(t, |offered| offered.info.nar_bytes = (64 << 30) + 1)
         }),
-        before("a file of 16 EiB", "too long for its nar", |t| {
+        before("a file of 16 EiB", "staged-gib-max", |t| {
             declaring(t, |offered| offered.file_bytes = u64::MAX)
         }),
         before("a file much longer than its nar", "too long for its nar", |t| {
