@@ -4,15 +4,14 @@
 //! When a commit fails, the thread ends with the error and the process with it: memory must never
 //! run ahead of the disk.
 
-use super::{logs::Logs, publishing::PublishQueue};
+use super::{logs::Logs, publishing::PublishQueue, truth::Truth};
 use crate::{
     core::{
         agent::SessionId,
         build::ShownState,
         change::{Change, Limits},
         engine::{
-            Answer, Ask, Effect, Engine, IdSource, Input, Inputs, Order, Saved, Settings, Step,
-            Submission, Token, Told,
+            Answer, Ask, Effect, IdSource, Input, Inputs, Order, Saved, Settings, Token, Told,
         },
         id::{AttemptId, BuildId, Name},
         store_path::{PathHash, StorePath},
@@ -226,8 +225,7 @@ pub(super) struct Outlets {
 
 /// The engine's thread.
 pub(super) struct EngineThread {
-    engine: Engine,
-    store: Store,
+    truth: Truth,
     clock: Clock,
     messages: mpsc::Receiver<Message>,
     outlets: Outlets,
@@ -247,13 +245,11 @@ pub(super) fn spawn(
     clock: Clock,
     outlets: Outlets,
 ) -> Result<(EngineHandle, oneshot::Receiver<Result<(), StoreError>>), StoreError> {
-    let engine = Engine::restore(settings, clock.now(), saved)
-        .map_err(|what| StoreError::Damaged { table: "builds", what })?;
+    let truth = Truth::restore(store, saved, settings, clock.now())?;
     let (sender, messages) = mpsc::channel(MESSAGES_MAX);
     let (ended, end) = oneshot::channel();
     let thread = EngineThread {
-        engine,
-        store,
+        truth,
         clock,
         messages,
         outlets,
@@ -285,7 +281,7 @@ enum Next {
 impl EngineThread {
     fn run(mut self, runtime: &tokio::runtime::Handle) -> Result<(), StoreError> {
         loop {
-            let pause = self.engine.wakes_in_ms(self.clock.now()).map(Duration::from_millis);
+            let pause = self.truth.engine.wakes_in_ms(self.clock.now()).map(Duration::from_millis);
             let first = runtime.block_on(async {
                 match pause {
                     Some(pause) => tokio::time::timeout(pause, self.messages.recv()).await.ok(),
@@ -332,11 +328,11 @@ impl EngineThread {
                 Message::Ask { question, reply } => {
                     self.turn(std::mem::take(&mut inputs))?;
                     // Whoever asked may have gone.
-                    drop(reply.send(self.engine.ask(&question)));
+                    drop(reply.send(self.truth.engine.ask(&question)));
                 }
                 Message::CompareWithDisk { reply } => {
                     self.turn(std::mem::take(&mut inputs))?;
-                    drop(reply.send(self.compare()?));
+                    drop(reply.send(self.truth.differences(self.clock.now())?));
                 }
                 Message::Stop { back_in_ms } => {
                     self.turn(std::mem::take(&mut inputs))?;
@@ -361,8 +357,8 @@ impl EngineThread {
 
     /// Steps, commits, and lets the effects out.
     fn turn(&mut self, inputs: Vec<Input>) -> Result<(), StoreError> {
-        let Step { changes, effects } = self.engine.step(self.clock.now(), &mut self.ids, inputs);
-        self.store.commit(&changes)?;
+        let step = self.truth.decide(self.clock.now(), &mut self.ids, inputs);
+        let effects = self.truth.keep(step)?;
         for effect in effects {
             self.let_out(effect);
         }
@@ -374,26 +370,17 @@ impl EngineThread {
         request: SubmitRequest,
         reply: oneshot::Sender<Submitted>,
     ) -> Result<(), StoreError> {
-        let roots: Vec<PathHash> = request.roots.iter().map(StorePath::hash).collect();
-        let key = request.key.as_deref();
-        let found = self.store.submission_facts(&roots, request.inputs, &request.submitter, key)?;
-        if !found.unknown.is_empty() {
-            drop(reply.send(Submitted::Unknown(found.unknown)));
-            return Ok(());
-        }
         let token = self.token();
-        self.submitters.insert(token, reply);
-        let submission = Box::new(Submission {
-            submitter: request.submitter,
-            roots: found.roots,
-            facts: found.facts,
-            inputs: request.inputs,
-            priority: request.priority,
-            limits: request.limits,
-            tags: request.tags,
-            key: request.key,
-        });
-        self.turn(vec![Input::Submit { token, submission }])
+        match self.truth.submission(request, token)? {
+            Ok(input) => {
+                self.submitters.insert(token, reply);
+                self.turn(vec![input])
+            }
+            Err(unknown) => {
+                drop(reply.send(Submitted::Unknown(unknown)));
+                Ok(())
+            }
+        }
     }
 
     fn let_out(&mut self, effect: Effect) {
@@ -435,43 +422,6 @@ impl EngineThread {
             }
             self.sessions.remove(&session);
         }
-    }
-
-    /// Loads the open state anew and compares it with memory.
-    fn compare(&self) -> Result<Vec<String>, StoreError> {
-        let saved = self.store.load()?;
-        let reloaded = match Engine::restore(*self.engine.settings(), self.clock.now(), saved) {
-            Ok(engine) => engine.snapshot(),
-            Err(what) => return Ok(vec![what]),
-        };
-        let memory = self.engine.snapshot();
-        let mut findings = Vec::new();
-        for (id, build) in &memory.builds {
-            if reloaded.builds.get(id) != Some(build) {
-                findings.push(format!(
-                    "build {id}: memory says {build:?}, the database {:?}",
-                    reloaded.builds.get(id)
-                ));
-            }
-        }
-        for id in reloaded.builds.keys().filter(|id| !memory.builds.contains_key(id)) {
-            findings.push(format!("build {id}: open in the database, not in memory"));
-        }
-        for (path, derivation) in &memory.derivations {
-            if reloaded.derivations.get(path) != Some(derivation) {
-                findings.push(format!(
-                    "derivation {path:?}: memory says {derivation:?}, the database {:?}",
-                    reloaded.derivations.get(path)
-                ));
-            }
-        }
-        if memory.agents != reloaded.agents {
-            findings.push(format!(
-                "agents: memory says {:?}, the database {:?}",
-                memory.agents, reloaded.agents
-            ));
-        }
-        Ok(findings)
     }
 
     fn token(&mut self) -> Token {

@@ -23,6 +23,7 @@ pub mod readers;
 pub mod start;
 pub mod submission;
 pub mod transfers;
+pub mod truth;
 pub mod upload;
 
 use crate::{
