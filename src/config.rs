@@ -129,6 +129,7 @@ impl Config {
             priority_step: i64::from(self.priority_step),
             lease_ms: u64::from(self.lease) * 1_000,
             quarantine_after: self.quarantine_after,
+            ..Settings::default()
         }
     }
 }

@@ -31,6 +31,7 @@ use super::{
     arena::{Arena, Ix},
     build::{BuildEvent, BuildState, Lease, next_state},
     change::{Change, Limits, Origin},
+    defect::{Defect, Planted},
     graph::{Graph, Node},
     id::{AttemptId, BuildId, Name},
     plan::{Queue, Rank, Strategy},
@@ -50,6 +51,8 @@ pub struct Settings {
     /// After how many builds in a row that ended through its fault an agent is quarantined; never
     /// when 0.
     pub quarantine_after: u8,
+    /// The mistake that a simulation has planted.
+    pub planted: Planted,
 }
 
 impl Default for Settings {
@@ -59,6 +62,7 @@ impl Default for Settings {
             priority_step: 5,
             lease_ms: 20 * 60 * 1_000,
             quarantine_after: 5,
+            planted: Planted::default(),
         }
     }
 }
@@ -143,7 +147,7 @@ impl Engine {
     pub fn new(settings: Settings) -> Self {
         Self {
             settings,
-            graph: Graph::new(settings.strategy),
+            graph: Graph::new(settings.strategy, settings.planted),
             queue: Queue::default(),
             builds: Arena::default(),
             by_id: BTreeMap::new(),
@@ -175,7 +179,8 @@ impl Engine {
     /// milliseconds; `None` when only an input can change anything.
     #[must_use]
     pub fn wakes_in_ms(&self, now: Now) -> Option<u64> {
-        let deferred = self.deferred.first().map(|(until, _)| *until);
+        let forgets = self.settings.planted.is(Defect::DeferredWakeForgotten);
+        let deferred = self.deferred.first().filter(|_| !forgets).map(|(until, _)| *until);
         let deadlines = self.deadlines().map(|(until, _)| until);
         let wall = deferred.into_iter().chain(deadlines).min().map(|until| {
             u64::try_from(until.as_ms().saturating_sub(now.wall.as_ms())).unwrap_or(0)
@@ -229,7 +234,9 @@ impl Engine {
         self.unqueue(ix);
         if let Some(lease) = from.lease() {
             let agent = self.agents.get_mut(&lease.agent).expect("a lease names a known agent");
-            agent.running.remove(&ix);
+            if !self.settings.planted.is(Defect::SlotLeaked) {
+                agent.running.remove(&ix);
+            }
             agent.sending.remove(&ix);
             self.by_attempt.remove(&lease.attempt);
         }

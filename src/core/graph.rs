@@ -6,6 +6,7 @@
 
 use super::{
     arena::{Arena, Ix},
+    defect::{Defect, Planted},
     engine::Build,
     id::BuildId,
     plan::{ClassIx, Strategy},
@@ -185,6 +186,7 @@ impl Node {
 #[derive(Debug, Clone)]
 pub struct Graph {
     strategy: Strategy,
+    planted: Planted,
     nodes: Arena<Node>,
     by_path: BTreeMap<PathHash, Ix<Node>>,
     by_output: BTreeMap<PathHash, Vec<Ix<Node>>>,
@@ -194,9 +196,10 @@ pub struct Graph {
 impl Graph {
     /// Returns an empty graph.
     #[must_use]
-    pub fn new(strategy: Strategy) -> Self {
+    pub fn new(strategy: Strategy, planted: Planted) -> Self {
         Self {
             strategy,
+            planted,
             nodes: Arena::default(),
             by_path: BTreeMap::new(),
             by_output: BTreeMap::new(),
@@ -310,7 +313,8 @@ impl Graph {
             for input in inputs {
                 self.untie(ix, input);
                 let freed = self.forget_if_unused(input);
-                if !freed && self.nodes[input].uses == 0 {
+                let forgets = self.planted.is(Defect::CancelForgetsWants);
+                if !freed && (self.nodes[input].uses == 0 || forgets) {
                     unneeded.push(input);
                 }
             }
@@ -427,9 +431,13 @@ impl Graph {
             for dependent in dependents {
                 let strategy = self.strategy;
                 let node = &mut self.nodes[dependent];
-                node.waiting -= u32::from(strategy.waits_for(before));
+                if !self.planted.is(Defect::CounterForgotten) {
+                    node.waiting -= u32::from(strategy.waits_for(before));
+                }
                 node.waiting += u32::from(strategy.waits_for(now));
-                node.obstructed -= u32::from(before.obstructs());
+                if !self.planted.is(Defect::BlockedForGood) {
+                    node.obstructed -= u32::from(before.obstructs());
+                }
                 node.obstructed += u32::from(now.obstructs());
                 self.touched.insert(dependent);
                 pending.push(dependent);

@@ -13,6 +13,7 @@ pub mod base32;
 pub mod build;
 pub mod change;
 pub mod content;
+pub mod defect;
 pub mod derivation;
 pub mod engine;
 pub mod graph;

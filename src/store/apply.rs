@@ -26,6 +26,8 @@ impl Store {
         }
         self.connection.execute_batch("BEGIN IMMEDIATE").map_err(doing("begin a commit"))?;
         let applied = changes.iter().try_for_each(|change| self.apply(change));
+        #[cfg(feature = "sim")]
+        let applied = applied.and_then(|()| self.meet_fault());
         match applied {
             Ok(()) => self.connection.execute_batch("COMMIT").map_err(doing("commit")),
             Err(error) => {
@@ -42,6 +44,8 @@ impl Store {
         match change {
             Change::Derivation(record) => self.insert_derivation(record),
             Change::Nar(record) => {
+                #[cfg(feature = "sim")]
+                self.drop_what_is_held(record.info.path.hash())?;
                 let dir = self.store_dir(record.info.path.dir())?;
                 nars::insert(&self.connection, dir, record)
             }

@@ -14,6 +14,8 @@ mod nars;
 mod open;
 mod read;
 mod row;
+#[cfg(feature = "sim")]
+mod simulated;
 
 pub use disputes::{DISPUTED_PER_PATH_MAX, StrayOutput};
 pub use load::SubmissionFacts;
@@ -21,6 +23,8 @@ pub use open::{Reader, Store};
 pub use read::{
     AttemptRow, BUILDS_PER_READ_MAX, BuildFilter, BuildRow, First, Holdings, OutputRow, PathBuild,
 };
+#[cfg(feature = "sim")]
+pub use simulated::Fault;
 
 use std::path::PathBuf;
 

@@ -22,7 +22,9 @@ pub struct Store {
     pub(super) connection: Connection,
     pub(super) dirs: BTreeMap<String, i64>,
     pub(super) classes: BTreeMap<Class, i64>,
-    path: PathBuf,
+    pub(super) path: PathBuf,
+    #[cfg(feature = "sim")]
+    pub(super) simulated: super::simulated::Simulated,
 }
 
 /// A connection that only reads.
@@ -67,6 +69,8 @@ impl Store {
             dirs: BTreeMap::new(),
             classes: BTreeMap::new(),
             path: path.to_owned(),
+            #[cfg(feature = "sim")]
+            simulated: super::simulated::Simulated::default(),
         })
     }
 

@@ -5,6 +5,7 @@ use super::{Administered, Answer, Decision, Effect, Engine, Order, Token, Turn};
 use crate::core::{
     agent::{Agent, Capacity, SUSPENSION_REASON_BYTES_MAX, SessionId, Suspension, SuspensionKind},
     change::Change,
+    defect::Defect,
     id::{AttemptId, Name},
     outcome::{AttemptEnd, MachineVerdict},
     time::Timestamp,
@@ -19,7 +20,8 @@ impl Engine {
     pub(super) fn note_capacity(&mut self, session: SessionId, slots: u32, reason: Option<String>) {
         let mut agents = self.agents.values_mut();
         let Some(agent) = agents.find(|agent| agent.session() == Some(session)) else { return };
-        agent.capacity = if slots < agent.abilities.slots {
+        let notices = !self.settings.planted.is(Defect::CapacityUnnoticed);
+        agent.capacity = if slots < agent.abilities.slots && notices {
             Capacity { slots, reason }
         } else {
             Capacity::whole(&agent.abilities)

@@ -7,10 +7,11 @@ use crate::core::{
     attempt::{AttemptState, Held},
     build::{BuildEvent, BuildState, Lease},
     change::{Change, NarOrigin, NarRecord, OutputRecord, Verdict},
+    defect::{Defect, Planted},
     id::{AttemptId, InstanceId, Name},
     outcome::{AttemptEnd, Outcome, SetupFailure},
     retry,
-    time::Monotonic,
+    time::{Monotonic, Now},
 };
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -29,7 +30,9 @@ impl Engine {
         if let Some(agent) = self.agents.get(name)
             && let Some(current) = agent.session()
         {
-            if agent.instance != instance {
+            if agent.instance != instance
+                && !self.settings.planted.is(Defect::SecondInstanceWelcome)
+            {
                 let reason = format!(
                     "another machine is connected as ‘{name}’: give this one a key and a name of \
                      its own, or stop the other"
@@ -45,11 +48,16 @@ impl Engine {
             at: turn.now.wall,
         });
         self.enter_agent(turn, session, name.clone(), instance, abilities);
+        // What a mistake overlooks, its agent has all the same.
+        let held = match held.split_last() {
+            Some((_, others)) if self.settings.planted.is(Defect::ReadoptionForgets) => others,
+            Some(_) | None => held,
+        };
         let welcome = turn.out.effects.len();
         let has: BTreeSet<AttemptId> = held.iter().map(|held| held.attempt).collect();
         // First, so that an older attempt of the same build can go on instead.
         for attempt in self.attempts_of(name) {
-            if !has.contains(&attempt) {
+            if !has.contains(&attempt) && !self.settings.planted.is(Defect::LossUnnoticed) {
                 self.give_back(turn, attempt, AttemptEnd::AgentLost);
             }
         }
@@ -70,7 +78,10 @@ impl Engine {
         let classes = self
             .queue
             .classes()
-            .filter(|(_, class)| class.obstacle(&abilities).is_none())
+            .filter(|(_, class)| {
+                class.obstacle(&abilities).is_none()
+                    || self.settings.planted.is(Defect::AbilitiesUnchecked)
+            })
             .map(|(ix, _)| ix)
             .collect();
         let agent = self.agents.entry(name.clone()).or_insert_with(|| {
@@ -91,7 +102,8 @@ impl Engine {
         else {
             return;
         };
-        agent.state = next_state(agent.state, AgentEvent::Left { session, at: turn.now.mono });
+        let at = lease_clock(self.settings.planted, turn.now);
+        agent.state = next_state(agent.state, AgentEvent::Left { session, at });
         agent.last_seen = turn.now.wall;
         turn.out.changes.push(Change::Agent {
             name: agent.name.clone(),
@@ -99,6 +111,12 @@ impl Engine {
             abilities: agent.abilities.clone(),
             at: turn.now.wall,
         });
+        if self.settings.planted.is(Defect::LeaseEndsWithConnection) {
+            let name = agent.name.clone();
+            for attempt in self.attempts_of(&name) {
+                self.give_back(turn, attempt, AttemptEnd::AgentLost);
+            }
+        }
     }
 
     /// Returns the live attempts of an agent.
@@ -119,9 +137,12 @@ impl Engine {
 
     /// Ends leases that ran out and queues builds whose deferral is over.
     pub(super) fn pass_time(&mut self, turn: &mut Turn<'_>) {
+        let now = lease_clock(self.settings.planted, turn.now);
+        let over =
+            |end: &Monotonic| *end <= now && !self.settings.planted.is(Defect::LeaseNeverEnds);
         let lost: Vec<AttemptId> = self
             .lease_ends()
-            .filter(|(end, _)| *end <= turn.now.mono)
+            .filter(|(end, _)| over(end))
             .flat_map(|(_, agent)| self.attempts_of(&agent.name))
             .collect();
         for attempt in lost {
@@ -149,6 +170,7 @@ impl Engine {
             let lease = self.builds[*ix].state.lease();
             lease.and_then(|lease| self.agents.get(&lease.agent)).and_then(Agent::session)
                 == Some(session)
+                || self.settings.planted.is(Defect::FenceDropped)
         });
         if holder.is_none() {
             self.ignore(message);
@@ -188,7 +210,12 @@ impl Engine {
         // A repeated report after a reconnect finds its build already further.
         let receiving = matches!(self.builds[ix].state, BuildState::Receiving(_));
         match outcome {
-            Outcome::Built if receiving => self.ignore(Ignored::RepeatedFinished),
+            Outcome::Built if receiving => {
+                self.ignore(Ignored::RepeatedFinished);
+                if self.settings.planted.is(Defect::FinishedTwice) {
+                    Self::move_attempt(turn, attempt, AttemptState::Receiving);
+                }
+            }
             Outcome::Built => {
                 self.apply(turn, ix, BuildEvent::Built(attempt));
                 Self::move_attempt(turn, attempt, AttemptState::Receiving);
@@ -230,7 +257,10 @@ impl Engine {
             let node = self.builds[ix].node;
             for path in paths {
                 // Of what the build does not need, the agent has nothing to say.
-                if self.graph.needs(node, path.hash()) && self.graph.miss(path.hash()) {
+                if !self.settings.planted.is(Defect::MissingUnnoticed)
+                    && self.graph.needs(node, path.hash())
+                    && self.graph.miss(path.hash())
+                {
                     let (path, at) = (path.hash(), turn.now.wall);
                     turn.out.changes.push(Change::Missing { path, at });
                 }
@@ -240,12 +270,14 @@ impl Engine {
         // that is held, or one that no input makes, and would be asked again at once, for ever.
         let waits_for_input = !self.graph.node(self.builds[ix].node).is_ready();
         let build = &mut self.builds[ix];
-        build.infrastructure_ends = build.infrastructure_ends.saturating_add(1);
+        if !self.settings.planted.is(Defect::EndsUncounted) {
+            build.infrastructure_ends = build.infrastructure_ends.saturating_add(1);
+        }
         build.avoid = agent;
         if let (AttemptEnd::AgentLost, Some(agent)) = (&end, &build.avoid) {
             self.lost.insert(attempt, ix, agent.clone());
         }
-        let until = if waits_for_input {
+        let until = if waits_for_input || self.settings.planted.is(Defect::RetryWithoutPause) {
             None
         } else {
             retry::next_try(&end, build.infrastructure_ends, turn.now.wall)
@@ -263,7 +295,8 @@ impl Engine {
         agent: &Name,
         attempt: AttemptId,
     ) {
-        let own = |lease: &Lease| lease.agent == *agent;
+        let anybody = self.settings.planted.is(Defect::StrangerDelivers);
+        let own = |lease: &Lease| lease.agent == *agent || anybody;
         let holder = self.holder(attempt);
         match holder.map(|ix| (ix, &self.builds[ix].state)) {
             Some((ix, BuildState::Receiving(lease))) if own(lease) => {
@@ -291,7 +324,9 @@ impl Engine {
     /// Returns the build whose outputs this agent is sending under this attempt.
     fn receiving(&mut self, agent: &Name, attempt: AttemptId) -> Option<Ix<Build>> {
         let ix = self.holder(attempt).filter(|ix| match &self.builds[*ix].state {
-            BuildState::Receiving(lease) => lease.agent == *agent,
+            BuildState::Receiving(lease) => {
+                lease.agent == *agent || self.settings.planted.is(Defect::StrangerDelivers)
+            }
             BuildState::Deferred { .. }
             | BuildState::Queued
             | BuildState::Allocated(_)
@@ -348,6 +383,7 @@ impl Engine {
         // What was held when the outputs were asked for is one thing; others have delivered since.
         let verdict =
             if nars.iter().any(|nar| self.differs(nar)) { Verdict::Disputed } else { planned };
+        let unnoticed = self.settings.planted.is(Defect::OutputUnnoticed);
         let mut publish = Vec::new();
         for nar in nars {
             turn.out.changes.push(match verdict {
@@ -360,7 +396,7 @@ impl Engine {
         }
         turn.out.changes.push(Change::Outputs { attempt, outputs, verdict });
         self.end_attempt(turn, attempt, AttemptEnd::Succeeded);
-        if verdict == Verdict::Agreed {
+        if verdict == Verdict::Agreed && !unnoticed {
             // Only what the depot took: outputs that were held are known to be, and those that it
             // did not take are not.
             for nar in nars {
@@ -372,4 +408,12 @@ impl Engine {
             turn.out.effects.push(Effect::Publish { paths: publish });
         }
     }
+}
+
+/// Returns the time that leases are measured on.
+fn lease_clock(planted: Planted, now: Now) -> Monotonic {
+    if planted.is(Defect::LeaseOnWallClock) {
+        return Monotonic::from_ms(u64::try_from(now.wall.as_ms()).unwrap_or(0));
+    }
+    now.mono
 }

@@ -5,7 +5,9 @@
 //! with this.
 
 use super::Engine;
-use crate::core::{build::BuildState, change::NarRecord, hash::Sha256, store_path::PathHash};
+use crate::core::{
+    build::BuildState, change::NarRecord, defect::Defect, hash::Sha256, store_path::PathHash,
+};
 use std::collections::BTreeMap;
 
 /// The hashes of nars that were committed meanwhile. Nearly always empty, and never longer than
@@ -26,7 +28,8 @@ impl Engine {
     /// Tells whether another nar was committed under the path of this one while it was being sent.
     pub(super) fn differs(&self, nar: &NarRecord) -> bool {
         let committed = self.contested.0.get(&nar.info.path.hash());
-        committed.is_some_and(|hash| *hash != nar.info.nar_hash)
+        let unnoticed = self.settings.planted.is(Defect::ContestUnnoticed);
+        committed.is_some_and(|hash| *hash != nar.info.nar_hash) && !unnoticed
     }
 
     /// Forgets what nobody is sending any more.

@@ -10,6 +10,7 @@ use crate::core::{
     attempt::{AttemptState, Held, HeldPhase},
     build::{BuildEvent, Lease},
     change::{Change, OutputRecord},
+    defect::Defect,
     engine::Ignored,
     id::{AttemptId, Name},
     outcome::Outcome,
@@ -109,10 +110,11 @@ impl Engine {
                 }
                 continue;
             }
-            let free = self
-                .lost
-                .build_of(*attempt, name)
-                .filter(|ix| tells_of_its_build(phase) && self.builds[*ix].state.lease().is_none());
+            let free = self.lost.build_of(*attempt, name).filter(|ix| {
+                tells_of_its_build(phase)
+                    && (self.builds[*ix].state.lease().is_none()
+                        || self.settings.planted.is(Defect::ReadoptionUnchecked))
+            });
             match free {
                 Some(ix) => {
                     self.readopt(turn, ix, *attempt, name, phase);

@@ -6,6 +6,7 @@ use crate::core::{
     arena::Ix,
     build::{BuildEvent, BuildState, Lease, ShownState},
     change::Change,
+    defect::Defect,
     graph::{Node, Standing},
     id::{AttemptId, Name},
     plan::{ClassIx, Rank, Strategy},
@@ -49,7 +50,9 @@ impl Engine {
         let node = self.graph.node(self.builds[ix].node);
         if self.builds[ix].state == BuildState::Queued && node.is_ready() {
             let (class, rank) = (node.class, self.rank(ix));
-            self.queue.insert(class, rank, ix);
+            if !self.settings.planted.is(Defect::ReadyEntryLost) {
+                self.queue.insert(class, rank, ix);
+            }
             self.builds[ix].queued_as = Some(rank);
         }
     }
@@ -58,7 +61,10 @@ impl Engine {
     pub(super) fn rank(&self, ix: Ix<Build>) -> Rank {
         let build = &self.builds[ix];
         let node = self.graph.node(build.node);
-        let priority = build.priority.max(node.priority);
+        let mut priority = build.priority.max(node.priority);
+        if self.settings.planted.is(Defect::RankReversed) {
+            priority = -priority;
+        }
         Rank::of(build.submitted, priority, self.settings.priority_step, node.height, build.id)
     }
 
@@ -83,13 +89,18 @@ impl Engine {
     /// Gives ready builds to agents with free slots, one to each in turn, until nobody can take
     /// one more.
     pub(super) fn allocate(&mut self, turn: &mut Turn<'_>) {
-        if self.queue.is_empty() || self.intake_closed.is_some() {
+        let planted = self.settings.planted;
+        let closed = self.intake_closed.is_some() && !planted.is(Defect::IntakeIgnored);
+        if self.queue.is_empty() || closed {
             return;
         }
         let mut free: Vec<(usize, Name)> = self
             .agents
             .values()
-            .filter(|agent| agent.free_slots() > 0)
+            .filter(|agent| {
+                let served = planted.is(Defect::SuspendedServed) && agent.suspension.is_some();
+                agent.free_slots() > 0 || (served && agent.session().is_some())
+            })
             .map(|agent| (agent.running.len(), agent.name.clone()))
             .collect();
         // The least busy first, so that a few builds spread over the farm.

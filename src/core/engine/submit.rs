@@ -10,6 +10,7 @@ use crate::core::{
     attempt::AttemptState,
     build::{BuildEvent, BuildState, ShownState},
     change::{BuildRecord, Change, NarOrigin, Origin},
+    defect::Defect,
     engine::Order,
     graph::{EndResult, Facts, Held, LastEnd, Node, Standing},
     id::{AttemptId, BuildId},
@@ -24,9 +25,11 @@ impl Engine {
     pub(super) fn submit(&mut self, turn: &mut Turn<'_>, token: Token, submission: &Submission) {
         let facts: BTreeMap<PathHash, &Facts> =
             submission.facts.iter().map(|facts| (facts.path.hash(), facts)).collect();
+        let forgets_keys = self.settings.planted.is(Defect::KeyForgotten);
+        let existing = |root: &Root| root.existing.filter(|_| !forgets_keys);
         // How often each derivation is to be built because it was named.
         let mut named: BTreeMap<PathHash, usize> = BTreeMap::new();
-        for root in submission.roots.iter().filter(|root| root.existing.is_none()) {
+        for root in submission.roots.iter().filter(|root| existing(root).is_none()) {
             let times = named.entry(root.derivation).or_default();
             // Named twice under one key is one request.
             *times = if submission.key.is_some() { 1 } else { *times + 1 };
@@ -45,7 +48,7 @@ impl Engine {
         }
         let mut handed_out: BTreeMap<PathHash, usize> = BTreeMap::new();
         let build_of = |root: &Root| {
-            root.existing.unwrap_or_else(|| {
+            existing(root).unwrap_or_else(|| {
                 let made = &asked[&root.derivation];
                 let place = handed_out.entry(root.derivation).or_default();
                 *place += 1;
@@ -217,7 +220,9 @@ impl Engine {
             }
             for node in self.finish(turn, ix, BuildEvent::Canceled) {
                 let implied = |other: &Ix<Build>| self.builds[*other].origin == Origin::Implied;
-                pending.extend(self.graph.node(node).builds.iter().copied().filter(implied));
+                if !self.settings.planted.is(Defect::CancelForgetsInputs) {
+                    pending.extend(self.graph.node(node).builds.iter().copied().filter(implied));
+                }
             }
         }
     }
