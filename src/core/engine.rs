@@ -35,7 +35,8 @@ use super::{
     graph::{Graph, Node},
     id::{AttemptId, BuildId, Name},
     plan::{Queue, Rank, Strategy},
-    time::{Now, Timestamp},
+    retry,
+    time::{Monotonic, Now, Timestamp},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -105,6 +106,8 @@ pub struct Build {
     pub infrastructure_ends: u32,
     /// The agent whose attempt ended so last; others are asked first.
     pub avoid: Option<Name>,
+    /// When it is queued again, while it is deferred.
+    due: Option<Monotonic>,
     /// Under which rank it is in its ready set.
     queued_as: Option<Rank>,
     /// Whether those who wait were told that it is blocked.
@@ -121,7 +124,9 @@ pub struct Engine {
     by_id: BTreeMap<BuildId, Ix<Build>>,
     by_attempt: BTreeMap<AttemptId, Ix<Build>>,
     agents: BTreeMap<Name, Agent>,
-    deferred: BTreeSet<(Timestamp, Ix<Build>)>,
+    /// Deferred builds by when they are queued again: on the monotonic clock, so that a jump of the
+    /// wall clock neither holds them back for years nor lets them all go at once.
+    deferred: BTreeSet<(Monotonic, Ix<Build>)>,
     /// Offers that came before the report that the attempt is finished: they travel on different
     /// connections. At most one per live attempt.
     early_offers: BTreeMap<AttemptId, Token>,
@@ -180,14 +185,15 @@ impl Engine {
     #[must_use]
     pub fn wakes_in_ms(&self, now: Now) -> Option<u64> {
         let forgets = self.settings.planted.is(Defect::DeferredWakeForgotten);
-        let deferred = self.deferred.first().filter(|_| !forgets).map(|(until, _)| *until);
-        let deadlines = self.deadlines().map(|(until, _)| until);
-        let wall = deferred.into_iter().chain(deadlines).min().map(|until| {
+        let first = self.deferred.first().filter(|_| !forgets);
+        let deferred = first.map(|(until, _)| until.as_ms().saturating_sub(now.mono.as_ms()));
+        let deadlines = self.deadlines().map(|(until, _)| {
             u64::try_from(until.as_ms().saturating_sub(now.wall.as_ms())).unwrap_or(0)
         });
+        let deadline = deadlines.min();
         let leases =
             self.lease_ends().map(|(end, _)| end.as_ms().saturating_sub(now.mono.as_ms())).min();
-        wall.into_iter().chain(leases).min()
+        deferred.into_iter().chain(deadline).chain(leases).min()
     }
 
     fn take(&mut self, turn: &mut Turn<'_>, input: Input) {
@@ -240,10 +246,10 @@ impl Engine {
             agent.sending.remove(&ix);
             self.by_attempt.remove(&lease.attempt);
         }
-        if let BuildState::Deferred { until } = from {
-            self.deferred.remove(&(until, ix));
+        if let Some(due) = self.builds[ix].due.take() {
+            self.deferred.remove(&(due, ix));
         }
-        self.index_state(ix, &to);
+        self.index_state(turn.now, ix, &to);
         self.builds[ix].state = to.clone();
         if matches!(from, BuildState::Receiving(_)) {
             self.forget_contested();
@@ -256,7 +262,7 @@ impl Engine {
     }
 
     /// Enters a build under what its state says, except for the ready sets.
-    fn index_state(&mut self, ix: Ix<Build>, state: &BuildState) {
+    fn index_state(&mut self, now: Now, ix: Ix<Build>, state: &BuildState) {
         if let Some(Lease { attempt, agent }) = state.lease() {
             self.by_attempt.insert(*attempt, ix);
             let agent = self.agents.get_mut(agent).expect("a lease names a known agent");
@@ -267,7 +273,9 @@ impl Engine {
             }
         }
         if let BuildState::Deferred { until } = state {
-            self.deferred.insert((*until, ix));
+            let due = retry::due(*until, now);
+            self.builds[ix].due = Some(due);
+            self.deferred.insert((due, ix));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     outcome::{AttemptEnd, SetupFailure},
-    time::Timestamp,
+    time::{Monotonic, Now, Timestamp},
 };
 
 /// The first pause after an end that is the machine's fault.
@@ -10,7 +10,7 @@ const FIRST_PAUSE_MS: i64 = 10_000;
 /// How much longer each further pause is.
 const FACTOR: i64 = 3;
 /// The longest pause. A farm without a working machine is then asked once an hour per build.
-const PAUSE_MS_MAX: i64 = 3_600_000;
+pub const PAUSE_MS_MAX: i64 = 3_600_000;
 
 /// Returns when to try again; `None` is at once.
 ///
@@ -35,6 +35,14 @@ pub fn next_try(end: &AttemptEnd, infrastructure_ends: u32, now: Timestamp) -> O
         | AttemptEnd::Failed(_)
         | AttemptEnd::Canceled => None,
     }
+}
+
+/// Returns when a pause is over on the monotonic clock. It is never longer from now than the longest
+/// one, whatever the wall clock did since it began.
+#[must_use]
+pub fn due(until: Timestamp, now: Now) -> Monotonic {
+    let left = until.as_ms().saturating_sub(now.wall.as_ms()).clamp(0, PAUSE_MS_MAX);
+    now.mono.plus_ms(u64::try_from(left).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -149,7 +149,7 @@ impl Engine {
             self.give_back(turn, attempt, AttemptEnd::AgentLost);
         }
         while let Some((until, ix)) = self.deferred.first().copied() {
-            if until > turn.now.wall {
+            if until > turn.now.mono {
                 break;
             }
             self.apply(turn, ix, BuildEvent::Due);

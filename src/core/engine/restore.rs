@@ -158,7 +158,7 @@ impl Engine {
         let starts: Vec<PathHash> = builds_of.keys().copied().collect();
         for path in dependents_first(starts.into_iter(), inputs) {
             for open in builds_of.remove(&path).unwrap_or_default() {
-                engine.restore_build(open, inputs(path))?;
+                engine.restore_build(now, open, inputs(path))?;
             }
         }
         for LostAttempt { attempt, build, agent } in saved.lost {
@@ -176,7 +176,12 @@ impl Engine {
         Ok(engine)
     }
 
-    fn restore_build(&mut self, open: OpenBuild, input_paths: &[PathHash]) -> Result<(), String> {
+    fn restore_build(
+        &mut self,
+        now: Now,
+        open: OpenBuild,
+        input_paths: &[PathHash],
+    ) -> Result<(), String> {
         let id = open.id;
         let lost = |what: &str, path: PathHash| {
             format!("build {id} names the {what} {path:?}, which is not in the database")
@@ -203,10 +208,11 @@ impl Engine {
             limits: open.limits,
             infrastructure_ends: open.infrastructure_ends,
             avoid: open.avoid,
+            due: None,
             queued_as: None,
             told_blocked: false,
         };
-        self.add_open(build, inputs);
+        self.add_open(now, build, inputs);
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use crate::core::{
     outcome::AttemptEnd,
     plan::Novelty,
     store_path::PathHash,
+    time::Now,
 };
 use std::collections::BTreeMap;
 
@@ -142,6 +143,7 @@ impl Engine {
             limits: submission.limits,
             infrastructure_ends: 0,
             avoid: None,
+            due: None,
             queued_as: None,
             told_blocked: false,
         };
@@ -164,17 +166,17 @@ impl Engine {
             Vec::new()
         };
         let inputs: Vec<Ix<Node>> = inputs.iter().map(|path| self.meet(*path, facts)).collect();
-        self.add_open(build, inputs);
+        self.add_open(turn.now, build, inputs);
         id
     }
 
     /// Enters an open build everywhere.
-    pub(super) fn add_open(&mut self, build: Build, inputs: Vec<Ix<Node>>) {
+    pub(super) fn add_open(&mut self, now: Now, build: Build, inputs: Vec<Ix<Node>>) {
         let (id, node, priority) = (build.id, build.node, build.priority);
         let state = build.state.clone();
         let ix = self.builds.insert(build);
         self.by_id.insert(id, ix);
-        self.index_state(ix, &state);
+        self.index_state(now, ix, &state);
         self.graph.attach(node, ix, priority, inputs.into_iter());
     }
 

@@ -40,6 +40,26 @@ super::stories! {
         assert_eq!(world.effects(), ["log of a.1 sealed", "birch: build a.2"]);
     }
 
+    fn a_wall_clock_set_back_holds_no_deferred_build_back(world: &mut World) {
+        amber_builds_a(world);
+        world.cannot_begin("amber", "a.1");
+        world.wall_clock_jumps(-10 * 365 * 24 * 3_600_000);
+        assert_eq!(world.engine.wakes_in_ms(world.now), Some(10_000));
+        world.forget();
+        world.pass_ms(9_999);
+        world.is_quiet();
+        world.pass_ms(1);
+        assert!(world.effects().contains(&"amber: build a.2".to_owned()));
+    }
+
+    fn a_restart_after_the_wall_clock_was_set_back_defers_no_longer_than_ever(world: &mut World) {
+        amber_builds_a(world);
+        world.cannot_begin("amber", "a.1");
+        world.wall_clock_jumps(-10 * 365 * 24 * 3_600_000);
+        world.restart();
+        assert_eq!(world.engine.wakes_in_ms(world.now), Some(3_600_000));
+    }
+
     fn the_engine_says_when_it_must_be_woken(world: &mut World) {
         amber_builds_a(world);
         assert_eq!(world.engine.wakes_in_ms(world.now), None);
