@@ -11,6 +11,8 @@ pub mod depot;
 pub mod formats;
 pub mod logbook;
 pub mod protocol;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod ssh;
 pub mod store;
 pub mod telemetry;

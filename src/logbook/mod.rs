@@ -22,7 +22,7 @@ mod writer;
 
 pub use sealed::{Sealed, seal, sealed_bytes, unseal};
 pub use view::View;
-pub use writer::{Limits, Writer};
+pub use writer::{Limits, Writer, fresh_part};
 
 use fs_err as fs;
 use std::{

@@ -46,6 +46,13 @@ pub struct Writer {
     unsynced: Vec<u64>,
 }
 
+/// Returns what is new of the bytes at a place, to a log of this length: nothing of what came before.
+#[must_use]
+pub fn fresh_part(end: u64, place: u64, bytes: &[u8]) -> &[u8] {
+    let known = usize::try_from(end.saturating_sub(place)).unwrap_or(usize::MAX);
+    bytes.get(known..).unwrap_or_default()
+}
+
 impl Writer {
     /// Goes on with the log in a directory; neither need exist.
     ///
@@ -68,8 +75,7 @@ impl Writer {
     /// # Errors
     /// What the file system says. A part may have been written: [`Writer::end`] tells.
     pub fn append(&mut self, place: u64, bytes: &[u8]) -> io::Result<()> {
-        let known = usize::try_from(self.end().saturating_sub(place)).unwrap_or(usize::MAX);
-        let mut fresh = bytes.get(known..).unwrap_or_default();
+        let mut fresh = fresh_part(self.end(), place, bytes);
         let mut place = place.max(self.end());
         while !fresh.is_empty() {
             let room = self.room_at(place)?;
