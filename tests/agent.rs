@@ -726,6 +726,30 @@ async fn too_little_room_in_the_store_makes_the_agent_collect_what_nothing_needs
 }
 
 #[tokio::test]
+async fn a_refusal_from_before_an_attempt_was_taken_back_is_not_believed() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    let mut control = world.control().await;
+    let (attempt, mut bulk) = built(&mut world, &mut control, "echo made > $out").await;
+    let offered = offer(&mut bulk).await;
+    drop(control);
+
+    // The offer was answered while the attempt was given up; then its agent came with it.
+    let mut control = world.control().await;
+    assert_eq!(control.welcome(vec![attempt], vec![]).await.held.len(), 1);
+    assert_eq!(control.told_to_the_end().await.1, Outcome::Built);
+    let stale = || (RefusalCode::Stale, "not yours any more".to_owned());
+    let (code, reason) = stale();
+    bulk.send(&BulkToAgent::Refused { code, reason }).await;
+    assert_eq!(offer(&mut bulk).await, offered);
+    // In the same session it is.
+    let (code, reason) = stale();
+    bulk.send(&BulkToAgent::Refused { code, reason }).await;
+    world.until_gone(attempt).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn of_an_attempt_that_was_given_up_only_hashes_are_told() {
     let mut world = World::new().await;
     let agent = world.agent();

@@ -172,8 +172,11 @@ impl Life {
     async fn prepared(&self) -> Prepared {
         let mut backoff = Backoff::default();
         loop {
-            connected(self.attempt, &mut self.link.clone()).await;
+            let link = connected(self.attempt, &mut self.link.clone()).await;
             match prepare::prepare(&self.equipment, &self.allocation).await {
+                Ok(Prepared::Stale) if !self.is_in(&link) => {
+                    tracing::info!(attempt = %self.attempt, "inputs refused in an earlier session");
+                }
                 Ok(prepared) => return prepared,
                 Err(error) => {
                     let error = telemetry::chain(&error);
@@ -182,6 +185,14 @@ impl Life {
             }
             tokio::time::sleep(backoff.pause()).await;
         }
+    }
+
+    /// Tells whether this is the session still. An attempt that was given up in an earlier one may
+    /// have been taken back since: what was said of it on a bulk channel then says nothing now, and
+    /// the next welcome says whether it is wanted.
+    fn is_in(&self, link: &Link) -> bool {
+        let now = self.link.borrow();
+        now.as_ref().is_some_and(|now| now.outgoing.same_channel(&link.outgoing))
     }
 
     /// Starts the attempt's process.
@@ -257,14 +268,17 @@ impl Life {
     async fn deliver(&self, outputs: &[OfferedOutput]) -> Result<Unwanted, SetupFailure> {
         let mut backoff = Backoff::default();
         loop {
-            connected(self.attempt, &mut self.link.clone()).await;
+            let link = connected(self.attempt, &mut self.link.clone()).await;
             let delivered = self.send(outputs).await;
             match delivered {
+                Ok(Delivery::Stale(reason)) if !self.is_in(&link) => {
+                    tracing::info!(attempt = %self.attempt, reason, "outputs refused in an earlier session");
+                }
                 Ok(Delivery::Committed) => {
                     tracing::info!(attempt = %self.attempt, "outputs committed");
                     return Ok(Unwanted);
                 }
-                Ok(Delivery::Unwanted(reason)) => {
+                Ok(Delivery::Stale(reason) | Delivery::Unwanted(reason)) => {
                     tracing::warn!(attempt = %self.attempt, reason, "outputs refused");
                     return Ok(Unwanted);
                 }

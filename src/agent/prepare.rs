@@ -34,7 +34,7 @@ pub(super) enum Prepared {
     Ready(Box<Ready>),
     /// The machine cannot get what the build needs.
     Failed(SetupFailure),
-    /// The attempt is not this agent's any more.
+    /// The attempt was not this agent's any more when the coordinator looked.
     Stale,
 }
 

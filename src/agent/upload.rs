@@ -38,6 +38,8 @@ pub(super) enum Delivery {
     Committed,
     /// The coordinator wants none of it, now or later.
     Unwanted(String),
+    /// The attempt was not this agent's any more when the coordinator looked.
+    Stale(String),
 }
 
 /// Why an upload did not end.
@@ -116,7 +118,8 @@ pub(super) fn judge(answer: &BulkToAgent, attempt: AttemptId) -> Result<Delivery
             Ok(Delivery::Committed)
         }
         BulkToAgent::Refused { code, reason } => match code {
-            RefusalCode::Stale | RefusalCode::Rejected => Ok(Delivery::Unwanted(reason.clone())),
+            RefusalCode::Stale => Ok(Delivery::Stale(reason.clone())),
+            RefusalCode::Rejected => Ok(Delivery::Unwanted(reason.clone())),
             RefusalCode::TryLater | RefusalCode::NotHeld => {
                 Err(UploadError::TryLater(reason.clone()))
             }
@@ -249,9 +252,8 @@ mod tests {
 
     #[test]
     fn refusals_say_whether_to_come_again() {
-        for code in [RefusalCode::Stale, RefusalCode::Rejected] {
-            assert!(matches!(refused(code), Ok(Delivery::Unwanted(_))));
-        }
+        assert!(matches!(refused(RefusalCode::Stale), Ok(Delivery::Stale(_))));
+        assert!(matches!(refused(RefusalCode::Rejected), Ok(Delivery::Unwanted(_))));
         for code in [RefusalCode::TryLater, RefusalCode::NotHeld] {
             assert!(matches!(refused(code), Err(UploadError::TryLater(_))));
         }
