@@ -31,6 +31,7 @@ pub(super) struct Session {
     end: AgentEnd,
     pub(super) is_welcome: bool,
     told: BTreeMap<AttemptId, Told>,
+    told_capacity: Option<Capacity>,
     is_deadline_planned: bool,
 }
 
@@ -88,6 +89,7 @@ impl World {
             end,
             is_welcome: false,
             told: BTreeMap::new(),
+            told_capacity: hello.capacity.clone(),
             is_deadline_planned: false,
         });
         note!(self, "{} dials ({link}), holds {}", self.who(machine), hello.held.len());
@@ -176,7 +178,7 @@ impl World {
                 note!(self, "{} is refused: {reason}", self.who(machine));
                 self.session_ends(machine, link);
             }
-            ToAgent::Heartbeat {} => {}
+            ToAgent::Heartbeat {} | ToAgent::Restarting { .. } => {}
             ToAgent::Allocate(allocation) if is_welcome => self.allocated(machine, &allocation),
             ToAgent::Cancel { attempt } if is_welcome => self.forget(machine, attempt),
             ToAgent::Settled { attempt } if is_welcome => {
@@ -188,7 +190,6 @@ impl World {
                     life.acknowledged = life.acknowledged.max(offset);
                 }
             }
-            ToAgent::Restarting { .. } if is_welcome => {}
             message => self.violated(format!("the coordinator is out of turn with {message:?}")),
         }
     }
@@ -215,6 +216,8 @@ impl World {
             welcome.drop.len(),
             welcome.report.len()
         );
+        // What it said when it dialed may be out of date.
+        self.tell_capacity(machine);
         for attempt in &welcome.drop {
             self.forget(machine, *attempt);
         }
@@ -248,16 +251,23 @@ impl World {
 
     /// An agent wants another number of builds at a time from now on.
     pub(super) fn wants_slots(&mut self, machine: usize, slots: Option<u32>) {
-        let all = self.machines[machine].abilities.slots;
-        let reason = slots.map(|_| "somebody plays on it".to_owned());
-        let capacity = slots.map(|slots| Capacity { slots, reason: reason.clone() });
-        if self.machines[machine].capacity == capacity {
+        let reason = || "somebody plays on it".to_owned();
+        self.machines[machine].capacity =
+            slots.map(|slots| Capacity { slots, reason: Some(reason()) });
+        self.tell_capacity(machine);
+    }
+
+    /// Tells how many builds are wanted, unless that was told in this session.
+    fn tell_capacity(&mut self, machine: usize) {
+        let wanted = self.machines[machine].capacity.clone();
+        let whole = Capacity { slots: self.machines[machine].abilities.slots, reason: None };
+        let Some(session) = self.session(machine).filter(|session| session.is_welcome) else {
             return;
-        }
-        self.machines[machine].capacity = capacity;
-        let slots = slots.unwrap_or(all);
-        note!(self, "{} wants {slots} builds at a time", self.who(machine));
-        if self.is_welcome(machine) {
+        };
+        if session.told_capacity != wanted {
+            session.told_capacity.clone_from(&wanted);
+            let Capacity { slots, reason } = wanted.unwrap_or(whole);
+            note!(self, "{} wants {slots} builds at a time", self.who(machine));
             self.tell_coordinator(machine, &FromAgent::Capacity { slots, reason });
         }
     }
