@@ -27,7 +27,7 @@ use steading::{
         handshake::{ABILITIES_MAX, Hello, PROTOCOL_MAX, SLOTS_MAX},
         message::{FromAgent, OUTCOME_WORDS_BYTES_MAX, ToAgent},
     },
-    ssh::{ChannelReader, Incoming},
+    ssh::{ChannelReader, Connection, GuardedWriter, Incoming, OpenError},
 };
 use tokio::time::timeout;
 
@@ -232,6 +232,20 @@ async fn closed(reader: &mut ChannelReader) -> usize {
     }
 }
 
+/// Opens a channel, as soon as those before it are counted out: a connection may have few.
+async fn open(connection: &Connection, subsystem: &str) -> (ChannelReader, GuardedWriter) {
+    let opening = async {
+        loop {
+            match connection.subsystem(subsystem).await {
+                Ok(channel) => return channel,
+                Err(OpenError::Refused) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    timeout(AT_ONCE, opening).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_malformed_frame_closes_its_channel_and_disturbs_nobody_else() {
     let world = World::new().await;
@@ -250,7 +264,7 @@ async fn every_malformed_frame_closes_its_channel_and_disturbs_nobody_else() {
         }
         for (index, (name, wire)) in wires.into_iter().enumerate() {
             for subsystem in [CONTROL_SUBSYSTEM, BULK_SUBSYSTEM] {
-                let (mut reader, writer) = hostile.subsystem(subsystem).await.unwrap();
+                let (mut reader, writer) = open(&hostile, subsystem).await;
                 writer.write(wire.clone()).await.unwrap();
                 if index == 1 {
                     writer.close().await.unwrap();
