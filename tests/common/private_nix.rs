@@ -9,11 +9,16 @@ use crate::wait;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     ffi::OsStr,
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
-use steading::core::{derivation::Derivation, store_path::StorePath};
+use steading::{
+    builders::{self, BuilderKind},
+    core::{
+        derivation::Derivation,
+        store_path::{StoreDir, StorePath},
+    },
+};
 use tempfile::TempDir;
 
 /// Mounts the machine's root into `$1` and runs the rest of the arguments there. Its root really
@@ -86,7 +91,12 @@ impl PrivateNix {
             .spawn()
             .unwrap();
         let nix = Self { root, daemon };
-        wait::until("nix-daemon listens", || UnixStream::connect(nix.socket()).is_ok());
+        // Two clients that come first make the database both, and one of them may be cut off.
+        let (socket, store_dir) = (nix.socket(), StoreDir::nix());
+        let kind = BuilderKind::Nix { socket, store_dir };
+        wait::until("nix-daemon answers", || {
+            builders::open(kind.clone()).is_ok_and(|mut nix| nix.valid(&[]).is_ok())
+        });
         Ok(nix)
     }
 
