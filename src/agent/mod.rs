@@ -218,11 +218,13 @@ pub async fn run(
     let (caretaker, capacity) = Caretaker::new(&equipment.config, clock, attempts.running());
     let dialer = session::Dialer { client, instance: state.instance, clock, capacity, cancel };
     tokio::select! {
-        () = caretaker.run() => Ok(()),
+        // A stop cuts the connections, too, which is then nothing to speak of.
+        biased;
         () = dialer.cancel.cancelled() => {
             tracing::info!("agent stopped; running attempts go on");
             Ok(())
         }
+        () = caretaker.run() => Ok(()),
         error = keep_connected(&dialer, &mut attempts) => Err(error),
     }
 }
