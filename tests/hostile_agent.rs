@@ -267,7 +267,8 @@ async fn every_malformed_frame_closes_its_channel_and_disturbs_nobody_else() {
                 let (mut reader, writer) = open(&hostile, subsystem).await;
                 writer.write(wire.clone()).await.unwrap();
                 if index == 1 {
-                    writer.close().await.unwrap();
+                    // Not a whole close: the answer to the end may come before its second half.
+                    writer.end_data().await.unwrap();
                 }
                 assert_eq!(closed(&mut reader).await, 0, "{subsystem}: {name} was answered");
             }

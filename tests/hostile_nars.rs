@@ -205,7 +205,7 @@ async fn a_resumed_upload_with_another_end_is_refused_and_begun_again() {
         let bytes = file.slice(start..(start + 65_536).min(half));
         bulk.say(&BulkFromAgent::Data { bytes }).await;
     }
-    bulk.writer.close().await.unwrap();
+    bulk.writer.end_data().await.unwrap();
     assert_eq!(bulk.next().await, None);
     let mut bulk = agent.bulk().await;
     let offset = loop {
