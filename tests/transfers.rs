@@ -8,11 +8,16 @@ mod closure;
 
 use bytes::Bytes;
 use closure::{Drv, drv, export, file_nar};
-use std::{collections::BTreeMap, num::NonZeroU32, path::Path, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 use steading::{
     commands,
     config::Config,
-    coordinator::{Coordinator, engine_thread::SubmitRequest, start, submission},
+    coordinator::{
+        Coordinator,
+        engine_thread::SubmitRequest,
+        start::{self, StartError},
+        submission,
+    },
     core::{
         change::Limits,
         engine::Inputs,
@@ -34,6 +39,7 @@ use steading::{
         session::AgentEnd,
     },
     ssh::{self, ChannelReader, ClientConfig, Connection, GuardedWriter, Incoming, host_key},
+    store::Reader,
     telemetry::Clock,
 };
 use tokio_util::sync::CancellationToken;
@@ -41,9 +47,12 @@ use tokio_util::sync::CancellationToken;
 /// How long anything may take: generous, because it only costs time when a test fails.
 const DEADLINE: Duration = Duration::from_mins(2);
 
+/// The pause between two looks at what must come.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
 /// A coordinator in this process.
 struct World {
-    dir: tempfile::TempDir,
+    dir: Arc<tempfile::TempDir>,
     coordinator: Coordinator,
     address: String,
     host_key: String,
@@ -56,7 +65,8 @@ impl World {
         Self::start(tempfile::tempdir().unwrap(), config).await
     }
 
-    async fn start(dir: tempfile::TempDir, config: &Config) -> Self {
+    async fn start(dir: impl Into<Arc<tempfile::TempDir>>, config: &Config) -> Self {
+        let dir = dir.into();
         let state = dir.path().join("state");
         for name in ["amber", "birch"] {
             let key = host_key::load_or_create(&dir.path().join("identities").join(name)).unwrap();
@@ -66,11 +76,26 @@ impl World {
         }
         let (clock, stop) = (Clock::start(), CancellationToken::new());
         let listen = "127.0.0.1:0".parse().unwrap();
-        let started = start::start(&state, config, listen, clock, stop.clone()).await.unwrap();
+        let starting = async {
+            loop {
+                match start::start(&state, config, listen, clock, stop.clone()).await {
+                    // The one before has not ended yet.
+                    Err(StartError::Locked(_)) => tokio::time::sleep(LOOK_EVERY).await,
+                    started => return started.unwrap(),
+                }
+            }
+        };
+        let started = tokio::time::timeout(DEADLINE, starting).await.unwrap();
         let coordinator = started.coordinator.clone();
         let (address, host_key) = (started.address.to_string(), started.host_public_key.clone());
         tokio::spawn(started.serve(stop.clone(), commands::run));
         Self { dir, coordinator, address, host_key, clock, stop }
+    }
+
+    /// Stops the coordinator and starts another one where it was.
+    async fn started_again(self) -> Self {
+        self.stop.cancel();
+        Self::start(Arc::clone(&self.dir), &Config::default()).await
     }
 
     /// Submits so many derivations that need nothing.
@@ -370,6 +395,101 @@ async fn offers_with_more_or_fewer_files_than_allowed_are_refused() {
     bulk.say(&BulkFromAgent::Offer { attempt, outputs, eager, signs: false }).await;
     assert_eq!(bulk.refusal().await.0, RefusalCode::Rejected);
     assert_eq!((world.files("incoming"), world.files("depot")), (0, 0));
+}
+
+/// Reads the nar of a path as agents do.
+async fn fetched(bulk: &mut Bulk, path: &StorePath) -> (PathInfo, Vec<u8>) {
+    bulk.say(&BulkFromAgent::Fetch { path: path.clone(), offset: 0, file_hash: None }).await;
+    let Some(BulkToAgent::Nar { info, .. }) = bulk.next().await else { panic!("no nar") };
+    let mut file = Vec::new();
+    loop {
+        match bulk.next().await {
+            Some(BulkToAgent::Data { bytes }) => file.extend_from_slice(&bytes),
+            Some(BulkToAgent::End {}) => return (info, zstd::decode_all(&file[..]).unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !condition().await {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    assert!(tokio::time::timeout(DEADLINE, wait).await.is_ok(), "waited in vain until {what}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_nars_are_there_before_their_files_are_and_after_a_crash_in_between() {
+    let mut world = World::new(&Config::default()).await;
+    let drvs = world.submit(3).await;
+    let (agent, attempts) = world.built("amber", 3).await;
+    // Two of them have the same bytes.
+    let outputs: Vec<Output> =
+        drvs.iter().zip(["a", "b", "b"]).map(|(d, t)| Output::new(&d.out, t.as_bytes())).collect();
+    // Where the folder of a file has to be, there is none and cannot be one.
+    let name = outputs[1].offered.file_hash.base32();
+    let obstacle = world.dir.path().join("state/depot").join(&name[..2]);
+    fs_err::write(&obstacle, "").unwrap();
+    let mut bulk = world.bulk("amber").await;
+    for (drv, output) in drvs.iter().zip(&outputs) {
+        bulk.say(&output.eager(attempts[&drv.path])).await;
+    }
+    for drv in &drvs {
+        assert_eq!(bulk.next().await, Some(committed(attempts[&drv.path])));
+    }
+    let mut signatures = Vec::new();
+    for (drv, text) in drvs.iter().zip(["a", "b", "b"]) {
+        let (info, nar) = fetched(&mut bulk, &drv.out).await;
+        assert_eq!(nar, file_nar(text.as_bytes()));
+        assert_eq!(info.signatures.len(), 1);
+        signatures.push(info.signatures);
+    }
+    let unwritten = |world: &World| {
+        let readers = world.coordinator.readers.clone();
+        async move { readers.read(|reader| reader.unwritten_bytes()).await.unwrap() }
+    };
+    let shows = |world: &World| drvs.iter().all(|drv| world.coordinator.depot.shows(&drv.out));
+    assert!(unwritten(&world).await > 0);
+    assert!(!shows(&world));
+
+    drop((agent, bulk));
+    world = world.started_again().await;
+    assert!(unwritten(&world).await > 0);
+    let mut bulk = world.bulk("amber").await;
+    assert_eq!(fetched(&mut bulk, &drvs[1].out).await.1, file_nar(b"b"));
+
+    fs_err::remove_file(obstacle).unwrap();
+    world = world.started_again().await;
+    until("everything is published", async || shows(&world)).await;
+    until("nothing is to be written out", async || unwritten(&world).await == 0).await;
+    let mut bulk = world.bulk("amber").await;
+    for (n, drv) in drvs.iter().enumerate() {
+        let (info, nar) = fetched(&mut bulk, &drv.out).await;
+        assert_eq!(Sha256::of(&nar), outputs[n].offered.info.nar_hash);
+        assert_eq!(info.signatures, signatures[n], "the same as before");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_file_of_a_large_nar_goes_to_the_depot_at_once() {
+    let world = World::new(&Config::default()).await;
+    let drvs = world.submit(2).await;
+    let (_agent, attempts) = world.built("amber", 2).await;
+    let large = Output::new(&drvs[0].out, &vec![0; 3 << 20]);
+    let mut lie = Output::new(&drvs[1].out, &vec![0; 3 << 20]);
+    lie.offered.info.nar_hash = Sha256::of(b"something else");
+    let mut bulk = world.bulk("amber").await;
+    bulk.say(&large.eager(attempts[&drvs[0].path])).await;
+    bulk.say(&lie.eager(attempts[&drvs[1].path])).await;
+    assert_eq!(bulk.next().await, Some(committed(attempts[&drvs[0].path])));
+    assert_eq!(bulk.refusal().await.0, RefusalCode::Rejected);
+    let hash = large.offered.file_hash;
+    let unwritten = move |reader: &Reader| reader.unwritten_file(&hash);
+    assert_eq!(world.coordinator.readers.read(unwritten).await.unwrap(), None);
+    assert!(world.coordinator.depot.open_nar(&hash).is_ok());
+    assert_eq!(world.files("incoming"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

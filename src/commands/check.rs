@@ -9,7 +9,10 @@ use super::{
     verb::Act,
 };
 use crate::{
-    coordinator::Coordinator,
+    coordinator::{
+        Coordinator,
+        files::{OpenError, open_nar},
+    },
     core::change::NarRecord,
     depot::{Depot, DepotError},
     store::Reader,
@@ -78,7 +81,7 @@ async fn depot(coordinator: &Coordinator) -> Result<(usize, Vec<String>), Comman
         .read(move |reader| {
             let mut findings = Vec::new();
             let held = each_nar(reader, Reader::nars, |nar| {
-                findings.extend(file_finding(&depot, nar)?);
+                findings.extend(file_finding(reader, &depot, nar)?);
                 Ok(())
             })?;
             each_nar(reader, Reader::published, |nar| {
@@ -118,16 +121,20 @@ fn each_nar(
 }
 
 /// Returns what is wrong with the file of a nar.
-fn file_finding(depot: &Depot, nar: &NarRecord) -> Result<Option<String>, CommandError> {
+fn file_finding(
+    reader: &Reader,
+    depot: &Depot,
+    nar: &NarRecord,
+) -> Result<Option<String>, CommandError> {
     let path = &nar.info.path;
-    let file = match depot.open_nar(&nar.file_hash) {
+    let file = match open_nar(reader, depot, &nar.file_hash) {
         Ok(file) => file,
-        Err(DepotError::NotHeld(hash)) => {
+        Err(OpenError::Depot(DepotError::NotHeld(hash))) => {
             return Ok(Some(format!("{path}: its file {hash} is gone")));
         }
         Err(error) => return Ok(Some(format!("{path}: {}", telemetry::chain(&error)))),
     };
-    let bytes = file.metadata().map_err(DepotError::from)?.len();
+    let bytes = file.bytes().map_err(DepotError::from)?;
     Ok((bytes != nar.file_bytes)
         .then(|| format!("{path}: its file has {bytes} bytes instead of {}", nar.file_bytes)))
 }

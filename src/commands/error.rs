@@ -1,7 +1,7 @@
 //! How a command ends.
 
 use crate::{
-    coordinator::{engine_thread::EngineGone, submission::SubmissionError},
+    coordinator::{engine_thread::EngineGone, files::OpenError, submission::SubmissionError},
     depot::DepotError,
     ssh::{Role, WriteError},
     store::StoreError,
@@ -73,6 +73,15 @@ pub(super) enum CommandError {
     /// The client is gone, or does not read.
     #[error(transparent)]
     Gone(#[from] WriteError),
+}
+
+impl From<OpenError> for CommandError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Store(error) => Self::Store(error),
+            OpenError::Depot(error) => Self::Depot(error),
+        }
+    }
 }
 
 impl From<SubmissionError> for CommandError {

@@ -7,7 +7,11 @@ use super::{
     output::Format,
     verb::Act,
 };
-use crate::core::{change::NarRecord, id::AttemptId};
+use crate::{
+    coordinator::files::open_nar,
+    core::{change::NarRecord, id::AttemptId},
+    store::Reader,
+};
 use bytes::Bytes;
 use serde::Serialize;
 use std::io::{self, BufWriter, Write};
@@ -84,14 +88,21 @@ impl Act for Nar {
             )));
         };
         if invocation.output.format() == Format::Json {
+            let mut record = record;
+            if attempt.is_none() {
+                record.info = invocation.coordinator.depot.signed(record.info);
+            }
             invocation.output.json(&Object::from(record)).await?;
             return Ok(Exit::Done);
         }
         let (pieces, mut received) = mpsc::channel(PIECES_MAX);
         let depot = invocation.coordinator.depot.clone();
+        let file_hash = record.file_hash;
+        let open = move |reader: &Reader| open_nar(reader, &depot, &file_hash);
+        let file = invocation.coordinator.readers.read(open).await?;
         let reading = tokio::task::spawn_blocking(move || {
             let mut sink = BufWriter::with_capacity(PIECE_BYTES, Pieces(pieces));
-            depot.read_nar(&record.file_hash, record.info.nar_bytes, &mut sink)?;
+            file.unpack(&file_hash, record.info.nar_bytes, &mut sink)?;
             Ok(sink.flush()?)
         });
         while let Some(piece) = received.recv().await {

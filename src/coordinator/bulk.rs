@@ -4,6 +4,7 @@
 use super::{
     Coordinator, eager,
     engine_thread::EngineGone,
+    files::{OpenError, open_nar},
     hygiene::SweepError,
     inputs::{InputsError, inputs_of},
     probe, upload,
@@ -25,7 +26,7 @@ use crate::{
         frame::{self, Decoder, FrameError},
     },
     ssh::{ChannelReader, GuardedWriter, Incoming, Request, WriteError},
-    store::StoreError,
+    store::{Reader, StoreError},
     telemetry,
 };
 use bytes::Bytes;
@@ -44,6 +45,9 @@ use tokio::{
 const CHUNKS_AHEAD: usize = 8;
 /// How many bytes of small offers may be unanswered on one channel, their descriptions included.
 const AHEAD_BYTES_MAX: usize = 8 << 20;
+/// How many batches of small offers of one channel are worked on at a time: one is verified while
+/// another one waits for the disk. More would be smaller ones.
+const BATCHES_MAX: usize = 2;
 /// How nars are compressed in the depot.
 const COMPRESSION: &str = "zstd";
 
@@ -213,6 +217,11 @@ impl BulkChannel {
         Ok(self.output.write(frame::encode(message)?).await?)
     }
 
+    /// Says many things at once.
+    async fn say_all(&self, messages: &[BulkToAgent]) -> Result<(), BulkEnd> {
+        Ok(self.output.write(frame::encode_all(messages)?).await?)
+    }
+
     pub(super) async fn refuse(&self, code: RefusalCode, reason: String) -> Result<(), BulkEnd> {
         self.say(&BulkToAgent::Refused { code, reason }).await
     }
@@ -262,17 +271,58 @@ pub async fn serve(coordinator: Coordinator, request: Request) {
     }
 }
 
-/// An offer with all its files that is being worked on.
+/// Small offers of a channel: those that came, and those that are worked on.
 struct Ahead {
-    work: JoinHandle<Result<BulkToAgent, BulkEnd>>,
+    /// Not begun yet.
+    waiting: Vec<eager::Offer>,
+    waiting_bytes: usize,
+    /// In the order in which they are answered.
+    batches: VecDeque<Batch>,
+}
+
+/// Offers that are worked on together.
+struct Batch {
+    work: JoinHandle<Result<Vec<BulkToAgent>, BulkEnd>>,
+    offers: usize,
     bytes: usize,
 }
 
-/// Returns the answer to the first of the offers that are worked on.
-async fn first(ahead: &mut VecDeque<Ahead>) -> Result<BulkToAgent, BulkEnd> {
-    match ahead.front_mut() {
-        Some(first) => (&mut first.work).await.expect("receiving an offer does not panic"),
-        None => std::future::pending().await,
+impl Ahead {
+    const fn new() -> Self {
+        Self { waiting: Vec::new(), waiting_bytes: 0, batches: VecDeque::new() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.batches.is_empty()
+    }
+
+    /// Tells whether more may come.
+    fn has_room(&self) -> bool {
+        let most = usize::try_from(OFFERS_AHEAD_MAX).unwrap_or(1);
+        let offers = self.batches.iter().map(|batch| batch.offers).sum::<usize>();
+        let bytes = self.batches.iter().map(|batch| batch.bytes).sum::<usize>();
+        offers + self.waiting.len() < most && bytes + self.waiting_bytes < AHEAD_BYTES_MAX
+    }
+
+    fn may_begin(&self) -> bool {
+        !self.waiting.is_empty() && self.batches.len() < BATCHES_MAX
+    }
+
+    /// Begins with all that wait.
+    fn begin(&mut self, coordinator: &Coordinator, agent: &Name) {
+        let offers = std::mem::take(&mut self.waiting);
+        let (number, bytes) = (offers.len(), std::mem::take(&mut self.waiting_bytes));
+        let work = tokio::spawn(eager::receive(coordinator.clone(), agent.clone(), offers));
+        self.batches.push_back(Batch { work, offers: number, bytes });
+    }
+
+    /// Returns the answers to the offers that were begun first. Giving up the returned future loses
+    /// nothing.
+    async fn answers(&mut self) -> Result<Vec<BulkToAgent>, BulkEnd> {
+        let Some(first) = self.batches.front_mut() else { return std::future::pending().await };
+        let answers = (&mut first.work).await.expect("receiving an offer does not panic");
+        self.batches.pop_front();
+        answers
     }
 }
 
@@ -281,28 +331,29 @@ async fn exchanges(
     agent: &Name,
     channel: &mut BulkChannel,
 ) -> Result<(), BulkEnd> {
-    let most = usize::try_from(OFFERS_AHEAD_MAX).unwrap_or(1);
-    let mut ahead: VecDeque<Ahead> = VecDeque::new();
-    let mut ahead_bytes = 0;
+    let mut ahead = Ahead::new();
     let mut signs = Signs::new(false);
     loop {
         let message = tokio::select! {
             biased;
-            answer = first(&mut ahead) => {
-                let bytes = ahead.pop_front().map_or(0, |answered| answered.bytes);
-                ahead_bytes -= bytes;
+            answers = ahead.answers() => {
                 if ahead.is_empty() {
                     channel.turn = Turn::Between;
                     signs = Signs::new(false);
                 }
-                channel.say(&answer?).await?;
+                channel.say_all(&answers?).await?;
                 continue;
             }
             () = signs.due() => {
                 channel.say(&BulkToAgent::Wait {}).await?;
                 continue;
             }
-            message = channel.next(), if ahead.len() < most && ahead_bytes < AHEAD_BYTES_MAX => message?,
+            message = channel.next(), if ahead.has_room() => message?,
+            // Nothing more has come so far.
+            () = std::future::ready(()), if ahead.may_begin() => {
+                ahead.begin(coordinator, agent);
+                continue;
+            }
         };
         let Some(message) = message else { return Ok(()) };
         channel.turn = Turn::Inside;
@@ -314,11 +365,8 @@ async fn exchanges(
                 if ahead.is_empty() {
                     signs = Signs::new(wanted);
                 }
-                let bytes = channel.frame_bytes;
-                let offer = eager::Offer { agent: agent.clone(), attempt, outputs, files };
-                let work = tokio::spawn(eager::receive(coordinator.clone(), offer));
-                ahead_bytes += bytes;
-                ahead.push_back(Ahead { work, bytes });
+                ahead.waiting_bytes += channel.frame_bytes;
+                ahead.waiting.push(eager::Offer { attempt, outputs, files });
             }
             _ if !ahead.is_empty() => return Err(BulkEnd::OutOfTurn),
             message => {
@@ -379,7 +427,8 @@ async fn prepare(
         let bytes = text.slice(start..text.len().min(start + CHUNK_BYTES_MAX));
         channel.say(&BulkToAgent::Derivation { bytes }).await?;
     }
-    for held in pages(inputs.held) {
+    let held = inputs.held.into_iter().map(|info| coordinator.depot.signed(info)).collect();
+    for held in pages(held) {
         channel.say(&BulkToAgent::Inputs { held, not_held: Vec::new() }).await?;
     }
     for not_held in inputs.not_held.chunks(PATHS_PER_PAGE) {
@@ -423,19 +472,20 @@ async fn fetch(
         return channel.refuse(RefusalCode::NotHeld, format!("{path} is not held here")).await;
     };
     let (depot, file_hash) = (coordinator.depot.clone(), record.file_hash);
-    let opened = tokio::task::spawn_blocking(move || depot.open_nar(&file_hash)).await;
-    let mut file = match opened.expect("opening a file does not panic") {
+    let open = move |reader: &Reader| open_nar(reader, &depot, &file_hash);
+    let mut file = match coordinator.readers.read(open).await {
         Ok(file) => file,
-        Err(DepotError::NotHeld(_)) => {
+        Err(OpenError::Depot(DepotError::NotHeld(_))) => {
             let reason = format!("the file of {path} is lost; run ‘check’ on the coordinator");
             tracing::error!(%path, "the file of a nar is lost");
             return channel.refuse(RefusalCode::NotHeld, reason).await;
         }
-        Err(error) => return Err(error.into()),
+        Err(OpenError::Depot(error)) => return Err(error.into()),
+        Err(OpenError::Store(error)) => return Err(error.into()),
     };
     channel
         .say(&BulkToAgent::Nar {
-            info: record.info,
+            info: coordinator.depot.signed(record.info),
             compression: COMPRESSION.to_owned(),
             file_bytes: record.file_bytes,
             file_hash: Some(file_hash),

@@ -93,10 +93,23 @@ impl EngineHandle {
         &self,
         make: impl FnOnce(Token) -> Input + Send + 'static,
     ) -> Result<Answer, EngineGone> {
+        self.post(make).await?.await.map_err(|_| EngineGone)
+    }
+
+    /// Hands in an input and returns where its answer will come, once its changes are durable; it
+    /// does not come when the engine is gone. Inputs that are handed in without waiting in between
+    /// share a commit.
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub async fn post(
+        &self,
+        make: impl FnOnce(Token) -> Input + Send + 'static,
+    ) -> Result<oneshot::Receiver<Answer>, EngineGone> {
         let (reply, answer) = oneshot::channel();
         let message = Message::Input { make: Box::new(make), reply: Some(reply) };
         self.messages.send(message).await.map_err(|_| EngineGone)?;
-        answer.await.map_err(|_| EngineGone)
+        Ok(answer)
     }
 
     /// Hands in an input that has no answer.

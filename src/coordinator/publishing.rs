@@ -1,28 +1,45 @@
 //! The thread that makes durable nars visible in the published tree.
 //!
-//! The nar files are in the tree before the database knows of them; what happens here is only the
-//! small file that makes a path visible, when everything the path refers to is visible too. What
-//! was interrupted is done again at the next start.
+//! The files of small nars are written out first, out of the database that has kept them so far.
+//! Then comes the small file that makes a path visible, when everything the path refers to is
+//! visible too. Nobody waits for either, so what comes shortly behind each other is done together,
+//! and behind what is more urgent. What was interrupted is done again at the next start.
 
-use super::engine_thread::EngineHandle;
+use super::{
+    engine_thread::{EngineGone, EngineHandle},
+    small::Room,
+};
 use crate::{
     core::{
         change::{Change, NarRecord},
         engine::Input,
         store_path::StorePath,
     },
-    depot::{DepotError, Publisher},
+    depot::{Depot, DepotError, Publisher},
     store::{Reader, StoreError},
     telemetry::{self, Clock},
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-    mpsc::{Receiver, SyncSender, sync_channel},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    time::Duration,
 };
 
 /// How many batches of paths may wait. Beyond that the thread looks through the database instead.
 const BATCHES_MAX: usize = 1_024;
+
+/// How long nothing must come before what has come is published, in milliseconds: a farm that
+/// delivers many small outputs is delivering the next ones.
+const QUIET_MS: u64 = 20;
+/// How long the first of them waits at most, in milliseconds.
+const WAIT_MS_MAX: u64 = 500;
+/// After how long it is tried again when the disk did not take everything, in milliseconds.
+const RETRY_MS: u64 = 10_000;
+/// How much less urgent this thread is than others; the scale ends at 19.
+const NICENESS: i32 = 10;
 
 /// Where paths to publish are put; never waits.
 #[derive(Debug, Clone)]
@@ -62,6 +79,18 @@ enum PublishError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Depot(#[from] DepotError),
+    #[error(transparent)]
+    Stopping(#[from] EngineGone),
+}
+
+/// What the thread works with.
+pub(super) struct Outlet {
+    pub(super) depot: Depot,
+    /// A connection of its own.
+    pub(super) reader: Reader,
+    pub(super) engine: EngineHandle,
+    /// The room of what is not written out yet.
+    pub(super) unwritten: Room,
 }
 
 impl Publishing {
@@ -69,8 +98,8 @@ impl Publishing {
     ///
     /// # Panics
     /// When the system has no thread left.
-    pub fn start(self, publisher: Publisher, reader: Reader, engine: EngineHandle, clock: Clock) {
-        let publishing = Running { queue: self, publisher, reader, engine, clock };
+    pub(super) fn start(self, publisher: Publisher, outlet: Outlet, clock: Clock) {
+        let publishing = Running { queue: self, publisher, outlet, clock, is_behind: true };
         std::thread::Builder::new()
             .name("publishing".to_owned())
             .spawn(move || publishing.run())
@@ -81,39 +110,79 @@ impl Publishing {
 struct Running {
     queue: Publishing,
     publisher: Publisher,
-    reader: Reader,
-    engine: EngineHandle,
+    outlet: Outlet,
     clock: Clock,
+    /// Whether there is more to do than what is handed over.
+    is_behind: bool,
 }
 
 impl Running {
     fn run(mut self) {
-        self.report("publishing what is left over", Self::everything);
-        while let Ok(mut paths) = self.queue.batches.recv() {
-            // What waits is published together: a sync costs the same for one path as for many.
-            paths.extend(self.queue.batches.try_iter().take(BATCHES_MAX).flatten());
-            self.report("publishing", |running| running.these(&paths));
-            if self.queue.missed.swap(false, Ordering::AcqRel) {
-                self.report("publishing what is left over", Self::everything);
+        // Of this thread only; without it, it is merely as urgent as others.
+        if let Err(error) = rustix::process::nice(NICENESS) {
+            tracing::debug!(%error, "publishing is as urgent as everything else");
+        }
+        self.publish_all(&[]);
+        loop {
+            let first = if self.is_behind {
+                self.queue.batches.recv_timeout(Duration::from_millis(RETRY_MS))
+            } else {
+                self.queue.batches.recv().map_err(RecvTimeoutError::from)
+            };
+            match first {
+                Ok(paths) => {
+                    let paths = self.gather(paths);
+                    self.publish_all(&paths);
+                }
+                Err(RecvTimeoutError::Timeout) => self.publish_all(&[]),
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
-    /// A path that could not be published now is published at the next start.
-    fn report(
-        &mut self,
-        doing: &'static str,
-        what: impl FnOnce(&mut Self) -> Result<(), PublishError>,
-    ) {
-        if let Err(error) = what(self) {
-            tracing::error!(doing, error = telemetry::chain(&error), "publishing failed");
+    /// Adds what comes shortly behind: a sync costs the same for one path as for many.
+    fn gather(&self, mut paths: Vec<StorePath>) -> Vec<StorePath> {
+        let now = || self.clock.now().mono.as_ms();
+        let until = now().saturating_add(WAIT_MS_MAX);
+        loop {
+            let left = until.saturating_sub(now()).min(QUIET_MS);
+            match self.queue.batches.recv_timeout(Duration::from_millis(left)) {
+                Ok(more) => paths.extend(more),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return paths,
+            }
         }
+    }
+
+    /// Writes out and publishes these paths, and all others when something was left before.
+    fn publish_all(&mut self, paths: &[StorePath]) {
+        let is_behind = self.queue.missed.swap(false, Ordering::AcqRel) || self.is_behind;
+        let published = self
+            .write_out()
+            .and_then(|()| if is_behind { self.everything() } else { self.these(paths) });
+        self.is_behind = published.is_err();
+        if let Err(error) = published {
+            tracing::error!(
+                error = telemetry::chain(&error),
+                "publishing failed: it is tried again"
+            );
+        }
+    }
+
+    /// Makes files of what the database has kept.
+    fn write_out(&self) -> Result<(), PublishError> {
+        let Outlet { depot, reader, engine, unwritten } = &self.outlet;
+        while let Some((through, files)) = reader.unwritten()? {
+            depot.write_out(&files)?;
+            engine.record_blocking(vec![Change::NarsWritten { through }])?;
+            unwritten.vacate(files.iter().map(|file| file.bytes.len() as u64).sum());
+        }
+        Ok(())
     }
 
     fn everything(&mut self) -> Result<(), PublishError> {
         let mut after = None;
         loop {
-            let page = self.reader.unpublished(after)?;
+            let page = self.outlet.reader.unpublished(after)?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.info.path.hash());
             self.publish(page)?;
@@ -121,27 +190,37 @@ impl Running {
     }
 
     fn these(&mut self, paths: &[StorePath]) -> Result<(), PublishError> {
-        let mut records = Vec::with_capacity(paths.len());
-        for path in paths {
-            records.extend(self.reader.nar(path.hash())?);
-        }
+        let records = self.outlet.reader.together(|reader| {
+            let mut records = Vec::with_capacity(paths.len());
+            for path in paths {
+                records.extend(reader.nar(path.hash())?);
+            }
+            Ok::<_, StoreError>(records)
+        })?;
         self.publish(records)
     }
 
-    fn publish(&mut self, records: Vec<NarRecord>) -> Result<(), PublishError> {
+    fn publish(&mut self, mut records: Vec<NarRecord>) -> Result<(), PublishError> {
+        let mut changes = Vec::new();
+        for record in records.iter_mut().filter(|record| record.info.signatures.is_empty()) {
+            record.info = self.outlet.depot.signed(record.info.clone());
+            let (path, signatures) = (record.info.path.hash(), record.info.signatures.clone());
+            if !signatures.is_empty() {
+                changes.push(Change::Signed { path, signatures });
+            }
+        }
         let report = self.publisher.publish(records.into_iter().map(Arc::new).collect())?;
         for (path, why) in &report.unpublished {
             tracing::debug!(%path, ?why, "not published yet");
         }
-        let visible = report.visible;
-        if visible.is_empty() {
+        let at = self.clock.now().wall;
+        let visible = report.visible.into_iter();
+        changes.extend(visible.map(|path| Change::Published { path: path.hash(), at }));
+        if changes.is_empty() {
             return Ok(());
         }
-        let at = self.clock.now().wall;
-        let changes =
-            visible.into_iter().map(|path| Change::Published { path: path.hash(), at }).collect();
         // When the engine is gone, the next start finds these rows unmarked and marks them.
-        self.engine.tell_blocking(Input::Record { token: None, changes }).ok();
+        self.outlet.engine.tell_blocking(Input::Record { token: None, changes }).ok();
         Ok(())
     }
 }

@@ -8,8 +8,9 @@ use super::{
     keeper::Keeper,
     logs::{LOG_CAP_MIN, LogRules, Logs},
     pressure::{self, Activity, Pressure},
-    publishing,
+    publishing::{self, Outlet},
     readers::Readers,
+    small::Room,
     transfers::{TransferLimits, Transfers},
 };
 use crate::{
@@ -146,14 +147,19 @@ pub async fn start(
         allocated: allocated.clone(),
     };
     let keeper = Keeper::start(depot.clone(), clock).map_err(StartError::Thread)?;
-    let transfers = Arc::new(Transfers::new(&transfer_limits(config), keeper));
+    let unwritten = Room::new(store.reader()?.unwritten_bytes()?);
+    let transfers = Arc::new(Transfers::new(&transfer_limits(config), keeper, unwritten.clone()));
     sweep(&depot, &saved, &transfers)?;
     let (engine, engine_end) =
         engine_thread::spawn(store, saved, config.settings(), clock, outlets)?;
     drop(tokio::spawn(pressure.clone().watch(engine.clone(), cancel.clone())));
     let readers = Readers::new(database);
     let publisher = Publisher::new(depot.clone(), config.publish.clone());
-    publishing.start(publisher, readers.open()?, engine.clone(), clock);
+    publishing.start(
+        publisher,
+        Outlet { depot: depot.clone(), reader: readers.open()?, engine: engine.clone(), unwritten },
+        clock,
+    );
     let door = ssh::open(
         DoorConfig {
             listen,

@@ -1,6 +1,9 @@
 //! How much may be received at a time: places for uploads, and room for what is not committed.
 
-use super::keeper::Keeper;
+use super::{
+    keeper::Keeper,
+    small::{Room, Verifiers},
+};
 use crate::core::id::{AttemptId, Name};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,11 +28,15 @@ pub struct Transfers {
     pub(super) places: Places,
     pub(super) staging: Staging,
     pub(super) keeper: Keeper,
+    /// For small outputs, whose files are committed with their rows.
+    pub(super) unwritten: Room,
+    pub(super) small: Verifiers,
 }
 
 impl Transfers {
-    pub(super) fn new(limits: &TransferLimits, keeper: Keeper) -> Self {
-        Self { places: Places::new(limits), staging: Staging::new(limits), keeper }
+    pub(super) fn new(limits: &TransferLimits, keeper: Keeper, unwritten: Room) -> Self {
+        let (places, staging) = (Places::new(limits), Staging::new(limits));
+        Self { places, staging, keeper, unwritten, small: Verifiers::default() }
     }
 }
 

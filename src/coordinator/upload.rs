@@ -15,9 +15,10 @@ use crate::{
         engine::{Answer, Delivery, Input},
         hash::Sha256,
         id::{AttemptId, Name},
+        path_info::PathInfo,
         store_path::{PathHash, StorePath},
     },
-    depot::{Depot, Fault, Upload, UploadRules, VerifiedNar, VerifyError},
+    depot::{Candidates, Depot, Fault, Upload, UploadRules, VerifiedNar, VerifyError},
     formats::nar::NarLimits,
     protocol::bulk::{
         BulkFromAgent, BulkToAgent, OFFERED_OUTPUTS_MAX, OFFERS_AHEAD_MAX, OfferedOutput,
@@ -27,11 +28,11 @@ use crate::{
     telemetry,
 };
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use tokio::{sync::mpsc, task::spawn_blocking};
 
 /// What is said when something panicked that must not.
-const NO_PANIC: &str = "receiving an output does not panic";
+pub(super) const NO_PANIC: &str = "receiving an output does not panic";
 /// How many chunks may wait for the thread that verifies them.
 const CHUNKS_MAX: usize = 32;
 /// How long a file may be that is not marked as complete before the next one comes, in bytes. A
@@ -40,7 +41,7 @@ const UNMARKED_BYTES_MAX: u64 = 1 << 20;
 /// How many paths an output may refer to at most: the closure of its inputs.
 const CANDIDATES_MAX: usize = 200_000;
 /// What an output's nar may ask.
-const NAR_LIMITS: NarLimits =
+pub(super) const NAR_LIMITS: NarLimits =
     NarLimits { bytes_max: 64 << 30, entries_max: 10_000_000, depth_max: 512 };
 
 /// Why an offer is not taken.
@@ -54,8 +55,8 @@ pub(super) enum Refusal {
 /// What the database says about an offer.
 pub(super) struct Prepared {
     pub(super) outputs: Vec<Planned>,
-    candidates: Vec<StorePath>,
-    fixed: Option<FixedOutput>,
+    pub(super) candidates: Candidates,
+    pub(super) fixed: Option<FixedOutput>,
 }
 
 /// One output of an offer, and what is held under its path.
@@ -75,9 +76,31 @@ impl Planned {
             && !self.disputed.contains(&hash)
             && self.disputed.len() < DISPUTED_PER_PATH_MAX
     }
+
+    /// Returns what is written down of it.
+    pub(super) fn record(self) -> OutputRecord {
+        let OfferedOutput { name, info, .. } = self.offered;
+        let PathInfo { path, nar_hash, nar_bytes, .. } = info;
+        OutputRecord { name, path, nar_hash, nar_bytes }
+    }
 }
 
 impl Prepared {
+    /// Returns whether all outputs agree with what is held.
+    pub(super) fn verdict(&self, attempt: AttemptId) -> Verdict {
+        let mut verdict = Verdict::Agreed;
+        for planned in &self.outputs {
+            if let Some(held) = &planned.held
+                && held.info.nar_hash != planned.offered.info.nar_hash
+            {
+                verdict = Verdict::Disputed;
+                let path = &planned.offered.info.path;
+                tracing::warn!(%attempt, %path, "an output differs from what is held");
+            }
+        }
+        verdict
+    }
+
     /// Returns how long the files of all outputs are that must be sent.
     fn bytes_to_send(&self) -> u64 {
         let wanted = self.outputs.iter().filter(|planned| planned.is_wanted());
@@ -99,7 +122,9 @@ pub(super) async fn receive(
         return channel.say(&stale(attempt)).await;
     };
     let path = deriver.clone();
-    let preparing = coordinator.readers.read(move |reader| prepare(reader, &path, outputs));
+    let preparing = coordinator
+        .readers
+        .read(move |reader| prepare(reader, &mut Closures::default(), &path, outputs));
     let received = match channel.meanwhile(&mut signs, preparing).await?? {
         Ok(prepared) => {
             let offer = Accepted { attempt, deriver, prepared };
@@ -139,14 +164,8 @@ pub(super) async fn conclude(
         }
     };
     let nars = coordinator.transfers.keeper.keep(nars).await?;
-    let record = |planned: Planned| OutputRecord {
-        name: planned.offered.name,
-        path: planned.offered.info.path,
-        nar_hash: planned.offered.info.nar_hash,
-        nar_bytes: planned.offered.info.nar_bytes,
-    };
-    let outputs = outputs.into_iter().map(record).collect();
-    let delivery = Delivery::Verified { outputs, nars, verdict };
+    let outputs = outputs.into_iter().map(Planned::record).collect();
+    let delivery = Delivery::Verified { outputs, nars, files: Vec::new(), verdict };
     deliver(&coordinator, agent, attempt, delivery).await
 }
 
@@ -161,15 +180,18 @@ async fn deliver(
     let answer = coordinator.engine.request(input).await?;
     coordinator.transfers.staging.release(attempt);
     Ok(match answer {
-        Answer::Delivered { accepted: true } => {
-            BulkToAgent::Committed { attempt, ahead: OFFERS_AHEAD_MAX }
-        }
+        Answer::Delivered { accepted: true } => committed(attempt),
         _ => stale(attempt),
     })
 }
 
+/// Returns the answer to an offer that is durable.
+pub(super) const fn committed(attempt: AttemptId) -> BulkToAgent {
+    BulkToAgent::Committed { attempt, ahead: OFFERS_AHEAD_MAX }
+}
+
 /// Returns the derivation of an attempt if it is this agent's and finished; waits for its report.
-pub(super) async fn derivation_of(
+async fn derivation_of(
     coordinator: &Coordinator,
     agent: &Name,
     attempt: AttemptId,
@@ -242,6 +264,7 @@ fn without_room(NoRoom { others, max }: NoRoom, bytes: u64) -> Refusal {
 /// Checks what is offered against the derivation, before a byte is received.
 pub(super) fn prepare(
     reader: &Reader,
+    closures: &mut Closures,
     path: &StorePath,
     offered: Vec<OfferedOutput>,
 ) -> Result<Result<Prepared, Refusal>, StoreError> {
@@ -262,14 +285,12 @@ pub(super) fn prepare(
         Err(error) => return lost(telemetry::chain(&error)),
     };
     let declared = offered.iter().flat_map(|output| output.info.references.iter().cloned());
-    let (mut candidates, extent) = closure(reader, direct.into_iter())?;
+    let (mut candidates, extent) = closures.of(reader, direct.into_iter())?;
     if extent == Extent::Unknown {
         // What an input refers to that is not held here, only the agent can tell.
-        candidates.extend(closure(reader, declared)?.0);
+        candidates.extend(closures.of(reader, declared)?.0);
     }
     candidates.extend(derivation.outputs.iter().map(|output| output.path.clone()));
-    candidates.sort();
-    candidates.dedup();
     let mut outputs = Vec::with_capacity(offered.len());
     for offered in offered {
         let hash = offered.info.path.hash();
@@ -281,7 +302,8 @@ pub(super) fn prepare(
         let disputed = disputed.into_iter().map(|(_, nar)| nar.info.nar_hash).collect();
         outputs.push(Planned { offered, held, disputed });
     }
-    Ok(Ok(Prepared { outputs, candidates, fixed: derivation.fixed_output() }))
+    let (candidates, fixed) = (candidates.into(), derivation.fixed_output());
+    Ok(Ok(Prepared { outputs, candidates, fixed }))
 }
 
 /// Checks that exactly the outputs of the derivation are offered, under their paths.
@@ -323,29 +345,54 @@ enum Extent {
     Unknown,
 }
 
-/// Returns paths and all they refer to, as far as they are held.
-fn closure(
-    reader: &Reader,
-    roots: impl Iterator<Item = StorePath>,
-) -> Result<(Vec<StorePath>, Extent), StoreError> {
-    let mut extent = Extent::Whole;
-    let mut pending: Vec<StorePath> = roots.collect();
-    let mut seen: BTreeSet<PathHash> = BTreeSet::new();
-    let mut paths = Vec::new();
-    while let Some(path) = pending.pop() {
-        if !seen.insert(path.hash()) {
-            continue;
+/// What paths refer to: `None` of those that are not held. Offers that are worked on together have
+/// many inputs in common.
+#[derive(Default)]
+pub(super) struct Closures(BTreeMap<PathHash, Option<Vec<StorePath>>>);
+
+impl Closures {
+    /// Returns paths and all they refer to, as far as they are held.
+    fn of(
+        &mut self,
+        reader: &Reader,
+        roots: impl Iterator<Item = StorePath>,
+    ) -> Result<(Vec<StorePath>, Extent), StoreError> {
+        let mut extent = Extent::Whole;
+        let mut pending: Vec<StorePath> = roots.collect();
+        let mut seen: BTreeSet<PathHash> = BTreeSet::new();
+        let mut paths = Vec::new();
+        while let Some(path) = pending.pop() {
+            if !seen.insert(path.hash()) {
+                continue;
+            }
+            if paths.len() >= CANDIDATES_MAX {
+                return Ok((paths, Extent::Unknown));
+            }
+            match self.references(reader, path.hash())? {
+                Some(references) => pending.extend(references.iter().cloned()),
+                None => extent = Extent::Unknown,
+            }
+            paths.push(path);
         }
-        if paths.len() >= CANDIDATES_MAX {
-            return Ok((paths, Extent::Unknown));
-        }
-        match reader.nar(path.hash())? {
-            Some(nar) => pending.extend(nar.info.references),
-            None => extent = Extent::Unknown,
-        }
-        paths.push(path);
+        Ok((paths, extent))
     }
-    Ok((paths, extent))
+
+    fn references(
+        &mut self,
+        reader: &Reader,
+        path: PathHash,
+    ) -> Result<Option<&[StorePath]>, StoreError> {
+        if self.0.len() >= CANDIDATES_MAX {
+            self.0.clear();
+        }
+        let references = match self.0.entry(path) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                unknown.insert(reader.nar(path)?.map(|nar| nar.info.references))
+            }
+        };
+        Ok(references.as_deref())
+    }
 }
 
 /// What is to be received of an offer.
@@ -364,18 +411,11 @@ pub(super) fn plan(
     deriver: &StorePath,
     prepared: Prepared,
 ) -> Result<Plan, VerifyError> {
+    let verdict = prepared.verdict(attempt);
     let Prepared { outputs, candidates, fixed } = prepared;
     let mut uploads = Vec::new();
     let mut answers = Vec::with_capacity(outputs.len());
-    let mut verdict = Verdict::Agreed;
     for planned in &outputs {
-        if let Some(held) = &planned.held
-            && held.info.nar_hash != planned.offered.info.nar_hash
-        {
-            verdict = Verdict::Disputed;
-            let path = &planned.offered.info.path;
-            tracing::warn!(%attempt, %path, "an output differs from what is held");
-        }
         if !planned.is_wanted() {
             answers.push(OutputPlan::Held);
             continue;

@@ -19,6 +19,20 @@ pub enum Change {
     Derivation(Arc<DerivationRecord>),
     /// A verified nar is in the depot.
     Nar(Arc<NarRecord>),
+    /// The file of a verified nar, which is small: kept in the database until it is in the depot.
+    UnwrittenNar(NarFile),
+    /// All unwritten nars up to this one are in the depot, durably.
+    NarsWritten {
+        /// The last of them.
+        through: UnwrittenMark,
+    },
+    /// A nar that was committed without signatures has some now.
+    Signed {
+        /// Its path.
+        path: PathHash,
+        /// What vouches for it.
+        signatures: Vec<String>,
+    },
     /// A build was asked for.
     Build(Box<BuildRecord>),
     /// A build moved.
@@ -191,7 +205,8 @@ impl NarOrigin {
 /// A nar in the depot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NarRecord {
-    /// What it is; signed by the coordinator.
+    /// What it is. Small nars are committed without the coordinator's signature, and get it when
+    /// they are written out.
     pub info: PathInfo,
     /// SHA-256 of the compressed file, which names it in the depot.
     pub file_hash: Sha256,
@@ -202,6 +217,19 @@ pub struct NarRecord {
     /// When it was verified.
     pub at: Timestamp,
 }
+
+/// The compressed file of a nar.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NarFile {
+    /// SHA-256 of its bytes, which names it in the depot.
+    pub hash: Sha256,
+    /// All of it.
+    pub bytes: bytes::Bytes,
+}
+
+/// How far unwritten nars were looked at, in the order in which they came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UnwrittenMark(pub i64);
 
 /// A build as the database keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]

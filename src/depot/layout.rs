@@ -135,6 +135,11 @@ pub(super) fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
     fs_err::set_permissions(path, Permissions::from_mode(mode))
 }
 
+/// Sets the permissions of an open file.
+pub(super) fn set_mode_of(file: &fs_err::File, mode: u32) -> io::Result<()> {
+    file.set_permissions(Permissions::from_mode(mode))
+}
+
 /// Makes a file look as if it was written now.
 pub(super) fn touch(path: &Path) -> io::Result<()> {
     use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, utimensat};

@@ -10,7 +10,8 @@
 //! are never written twice, so two threads that bring the same nar do no harm. Only the removal of
 //! files that no row speaks of keeps everybody out for a moment. The order that keeps
 //! promises is always the same: files are moved into place, then [`Depot::sync`], then the rows
-//! are committed, then others hear of it.
+//! are committed, then others hear of it. Small nars go the other way: their bytes are committed
+//! with their rows, and [`Depot::write_out`] makes files of them afterwards.
 //!
 //! It is called by the coordinator.
 
@@ -19,19 +20,24 @@ mod error;
 mod intake;
 mod key;
 mod layout;
+mod open_nar;
 mod orphans;
 mod publish;
 mod spool;
 #[cfg(test)]
 mod tests;
 mod upload;
+mod write_out;
 mod zstd_stream;
 
 pub use error::{DepotError, Fault};
 pub use intake::{Fact, Intake, IntakeCounts, IntakeError, IntakeRules, IntakeSummary, Known};
+pub use open_nar::OpenNar;
 pub use publish::{PublishPolicy, PublishReport, Publisher, Unpublished};
 pub use spool::IncomingFiles;
-pub use upload::{SYNC_INTERVAL, Upload, UploadRules, VerifiedNar, VerifyError};
+pub use upload::{
+    Candidates, SYNC_INTERVAL, SmallNars, Upload, UploadRules, VerifiedNar, VerifyError,
+};
 
 use crate::{
     core::{
@@ -46,7 +52,7 @@ use crate::{
 use layout::{Dialect, Places};
 use spool::{SpoolNames, TempFile};
 use std::{
-    io::{self, Read as _, Write},
+    io,
     path::Path,
     sync::{Arc, PoisonError, RwLock},
 };
@@ -91,10 +97,13 @@ impl Depot {
         self.0.key.public().to_text()
     }
 
-    /// Returns the facts with the signature of the path's dialect, where there is one.
+    /// Returns the facts with the signature of the path's dialect, where there is one. What has
+    /// it is not signed again.
     #[must_use]
     pub fn signed(&self, mut info: PathInfo) -> PathInfo {
-        self.sign(&mut info);
+        if info.signatures.is_empty() {
+            self.sign(&mut info);
+        }
         info
     }
 
@@ -120,44 +129,19 @@ impl Depot {
         Ok(NarRecord { info, file_hash, file_bytes, origin: NarOrigin::Built, at })
     }
 
-    /// Opens the compressed file with this hash, for sending it as it is.
+    /// Opens the compressed file with this hash. A file that may still have to be written out is
+    /// not looked for here before it was looked for there.
     ///
     /// # Errors
     /// [`DepotError::NotHeld`] when there is none.
-    pub fn open_nar(&self, file_hash: &Sha256) -> Result<fs_err::File, DepotError> {
+    pub fn open_nar(&self, file_hash: &Sha256) -> Result<OpenNar, DepotError> {
         match fs_err::File::open(self.0.places.nar(file_hash)) {
-            Ok(file) => Ok(file),
+            Ok(file) => Ok(OpenNar::Written(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(DepotError::NotHeld(*file_hash))
             }
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Writes the uncompressed nar of the file with this hash to `sink`.
-    ///
-    /// # Errors
-    /// [`DepotError::NotHeld`], [`DepotError::Damaged`] when the nar does not have `nar_bytes`
-    /// bytes (the sink has at most that many by then), or an error of the sink.
-    pub fn read_nar(
-        &self,
-        file_hash: &Sha256,
-        nar_bytes: u64,
-        sink: &mut impl Write,
-    ) -> Result<(), DepotError> {
-        let mut decoder = zstd::stream::read::Decoder::new(self.open_nar(file_hash)?)?;
-        decoder.window_log_max(WINDOW_LOG_MAX)?;
-        let mut buffer = vec![0; BUFFER_BYTES];
-        let mut left = nar_bytes;
-        loop {
-            let len = decoder.read(&mut buffer).map_err(|_| DepotError::Damaged(*file_hash))?;
-            if len == 0 {
-                break;
-            }
-            left = left.checked_sub(len as u64).ok_or(DepotError::Damaged(*file_hash))?;
-            sink.write_all(&buffer[..len])?;
-        }
-        if left == 0 { Ok(()) } else { Err(DepotError::Damaged(*file_hash)) }
     }
 
     /// Returns where a nar is, or will be, within the published tree of its store: the `URL` of its

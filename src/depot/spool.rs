@@ -61,6 +61,12 @@ impl TempFile {
         let path = self.0.take().unwrap_or_default();
         depot.settle(&path, file_hash).inspect_err(|_| self.0 = Some(path))
     }
+
+    /// Puts the file in the place of another one.
+    pub(super) fn replace(mut self, place: &Path) -> io::Result<()> {
+        let path = self.0.take().unwrap_or_default();
+        fs_err::rename(&path, place).inspect_err(|_| self.0 = Some(path))
+    }
 }
 
 impl Drop for TempFile {

@@ -5,7 +5,7 @@ mod publish;
 mod store;
 mod upload;
 
-use super::{Depot, Known};
+use super::{Depot, DepotError, Known};
 use crate::{
     core::{
         derivation::{Derivation, DerivationError, derivation_path},
@@ -38,6 +38,16 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let depot = Depot::open(dir.path(), "test-1", [7; 32]).unwrap();
         Self { dir, depot }
+    }
+
+    /// Writes the uncompressed nar of a file to `sink`.
+    fn read_nar(
+        &self,
+        file_hash: &Sha256,
+        nar_bytes: u64,
+        sink: &mut Vec<u8>,
+    ) -> Result<(), DepotError> {
+        self.depot.open_nar(file_hash)?.unpack(file_hash, nar_bytes, sink)
     }
 
     /// The names of all files below a directory of the state directory, sorted.

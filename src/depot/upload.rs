@@ -6,9 +6,12 @@
 
 mod check;
 mod error;
+mod small;
 mod spooled;
 
+pub use check::Candidates;
 pub use error::VerifyError;
+pub use small::SmallNars;
 pub use spooled::SYNC_INTERVAL;
 
 use super::{Depot, Fault, spool::upload_name};
@@ -44,7 +47,7 @@ pub struct UploadRules<'a> {
     pub deriver: StorePath,
     /// All paths that the output may refer to: the closure of the inputs, and the derivation's own
     /// outputs.
-    pub candidates: Vec<StorePath>,
+    pub candidates: Candidates,
     /// What the content must be, if the derivation promises it.
     pub fixed: Option<FixedOutput>,
     /// What the nar may ask.

@@ -30,6 +30,13 @@ impl FrameReader {
         Ok(Self { decoder, buffer: vec![0; BUFFER_BYTES], complete: false })
     }
 
+    /// Begins another frame, with the memory of the last one.
+    pub(super) fn restart(&mut self) -> io::Result<()> {
+        self.decoder.reinit()?;
+        self.complete = false;
+        Ok(())
+    }
+
     /// Reads the next bytes and hands what they decompress to, in pieces, to `sink`.
     pub(super) fn feed<E>(
         &mut self,

@@ -29,6 +29,8 @@ pub struct ReferenceScanner {
     sieve: Vec<u64>,
     /// The last bytes of the pieces before, at most one less than a hash part.
     tail: Vec<u8>,
+    /// The candidates that were found, by their places.
+    found: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -46,6 +48,7 @@ impl ReferenceScanner {
             candidates: Vec::new(),
             sieve: vec![0; SIEVE_WORDS],
             tail: Vec::with_capacity(2 * HASH_PART_LEN),
+            found: Vec::new(),
         };
         for hash in candidates {
             // A hash part always has this length.
@@ -89,10 +92,19 @@ impl ReferenceScanner {
         self.tail = tail;
     }
 
-    /// Returns the candidates that were found.
+    /// Returns the candidates that were found, and begins anew with another stream.
     #[must_use]
-    pub fn found(self) -> BTreeSet<PathHash> {
-        self.candidates.iter().filter(|c| c.found).map(|c| c.hash).collect()
+    pub fn take_found(&mut self) -> BTreeSet<PathHash> {
+        self.tail.clear();
+        let Self { candidates, found, .. } = self;
+        let mut hashes = BTreeSet::new();
+        for place in found.drain(..) {
+            if let Some(candidate) = candidates.get_mut(place) {
+                candidate.found = false;
+                hashes.insert(candidate.hash);
+            }
+        }
+        hashes
     }
 
     /// Searches one piece for texts that lie whole within it.
@@ -122,9 +134,10 @@ impl ReferenceScanner {
             return;
         }
         if let Ok(place) = self.candidates.binary_search_by_key(digits, |c| c.digits)
-            && let Some(candidate) = self.candidates.get_mut(place)
+            && let Some(candidate) = self.candidates.get_mut(place).filter(|c| !c.found)
         {
             candidate.found = true;
+            self.found.push(place);
         }
     }
 }
@@ -178,7 +191,7 @@ mod tests {
     fn search(text: &[u8], candidates: &[PathHash], piece: usize) -> BTreeSet<PathHash> {
         let mut scanner = ReferenceScanner::new(candidates.iter().copied());
         text.chunks(piece).for_each(|chunk| scanner.feed(chunk));
-        scanner.found()
+        scanner.take_found()
     }
 
     #[test]
@@ -203,6 +216,20 @@ mod tests {
     #[test]
     fn without_candidates_nothing_is_found() {
         assert!(search(&[b'0'; 100], &[], 10).is_empty());
+    }
+
+    #[test]
+    fn nothing_of_a_stream_is_left_for_the_next_one() {
+        let digits = hash(3).base32();
+        let (begin, end) = digits.split_at(20);
+        let mut scanner = ReferenceScanner::new([hash(3), hash(4)]);
+        scanner.feed(digits.as_bytes());
+        scanner.feed(digits.as_bytes());
+        scanner.feed(begin.as_bytes());
+        assert_eq!(scanner.take_found(), BTreeSet::from([hash(3)]));
+        scanner.feed(end.as_bytes());
+        scanner.feed(hash(4).base32().as_bytes());
+        assert_eq!(scanner.take_found(), BTreeSet::from([hash(4)]));
     }
 
     proptest! {

@@ -53,6 +53,18 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Bytes, FrameError> {
     Ok(frame.into())
 }
 
+/// Returns the frames of messages, one behind the other, to be sent at once.
+///
+/// # Errors
+/// As for [`encode`].
+pub fn encode_all<T: Serialize>(messages: &[T]) -> Result<Bytes, FrameError> {
+    if let [message] = messages {
+        return encode(message);
+    }
+    let frames = messages.iter().map(encode).collect::<Result<Vec<Bytes>, _>>()?;
+    Ok(frames.concat().into())
+}
+
 /// Reads the message of one frame's body.
 ///
 /// # Errors

@@ -500,6 +500,7 @@ impl World {
         let delivery = Delivery::Verified {
             outputs: super::delivery::records_of(&receiving.outputs),
             nars: receiving.taken.iter().map(nar).collect(),
+            files: Vec::new(),
             verdict: receiving.verdict,
         };
         let attempt = receiving.attempt;

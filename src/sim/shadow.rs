@@ -209,6 +209,9 @@ impl Shadow {
             | Change::Agent { .. }
             | Change::Missing { .. }
             | Change::Published { .. }
+            | Change::UnwrittenNar(_)
+            | Change::NarsWritten { .. }
+            | Change::Signed { .. }
             | Change::Audit { .. } => {}
         }
     }

@@ -3,7 +3,7 @@
 //! Every transition names the state it starts from and must find exactly that row; anything else
 //! means that memory and disk have parted, and the process must restart from the database.
 
-use super::{Store, StoreError, agents, disputes, doing, nars};
+use super::{Store, StoreError, agents, disputes, doing, nars, unwritten};
 use crate::core::{
     attempt::AttemptState,
     build::BuildState,
@@ -48,6 +48,11 @@ impl Store {
                 self.drop_what_is_held(record.info.path.hash())?;
                 let dir = self.store_dir(record.info.path.dir())?;
                 nars::insert(&self.connection, dir, record)
+            }
+            Change::UnwrittenNar(file) => unwritten::insert(&self.connection, file),
+            Change::NarsWritten { through } => unwritten::remove(&self.connection, *through),
+            Change::Signed { path, signatures } => {
+                unwritten::sign(&self.connection, *path, signatures)
             }
             Change::Build(record) => insert_build(&self.connection, record),
             Change::BuildMoved { build, from, to, at } => {

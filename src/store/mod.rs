@@ -16,6 +16,7 @@ mod read;
 mod row;
 #[cfg(feature = "sim")]
 mod simulated;
+mod unwritten;
 
 pub use disputes::{DISPUTED_PER_PATH_MAX, StrayOutput};
 pub use load::SubmissionFacts;

@@ -23,6 +23,12 @@ pub(super) fn stored_size(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
+/// Returns a size that the database kept.
+pub(super) fn size(table: &'static str, stored: i64) -> Result<u64, StoreError> {
+    u64::try_from(stored)
+        .map_err(|_| StoreError::Damaged { table, what: format!("a size of {stored}") })
+}
+
 /// Inserts a nar, unless one is held under the path; what is held stays. Attempts that were said to
 /// have made something else of the path are disputed from now on.
 pub(super) fn insert(
@@ -249,10 +255,7 @@ pub(super) fn read(row: &Row<'_>) -> Result<NarRecord, StoreError> {
             return Err(StoreError::Damaged { table: TABLE, what });
         }
     };
-    let bytes = |size: i64| {
-        u64::try_from(size)
-            .map_err(|_| StoreError::Damaged { table: TABLE, what: format!("a size of {size}") })
-    };
+    let bytes = |stored: i64| self::size(TABLE, stored);
     Ok(NarRecord {
         info: PathInfo {
             path: row::store_path(TABLE, &dir, &blob(1).map_err(&sql)?, &text(2).map_err(&sql)?)?,

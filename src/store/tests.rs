@@ -6,6 +6,7 @@ mod commit;
 mod damage;
 mod late;
 mod together;
+mod unwritten;
 
 use super::{Store, StoreError};
 use crate::core::{

@@ -71,7 +71,7 @@ fn describe(
         scanner: ReferenceScanner::new(candidates.keys().copied()),
     };
     tree::dump(place, &mut scan).map_err(|source| BuilderError::Files(io::Error::other(source)))?;
-    let found = scan.scanner.found();
+    let found = scan.scanner.take_found();
     let mut references: Vec<StorePath> =
         found.iter().filter_map(|hash| candidates.get(hash)).map(|path| (*path).clone()).collect();
     references.sort();

@@ -11,6 +11,7 @@ use crate::core::{
     id::{AttemptId, InstanceId, Name},
     outcome::{AttemptEnd, Outcome, SetupFailure},
     retry,
+    store_path::StorePath,
     time::{Monotonic, Now},
 };
 use std::{collections::BTreeSet, sync::Arc};
@@ -359,8 +360,13 @@ impl Engine {
             Delivery::Rejected(reason) => {
                 self.give_back(turn, attempt, AttemptEnd::Rejected(reason));
             }
-            Delivery::Verified { outputs, nars, verdict } => {
-                self.commit(turn, ix, attempt, outputs, &nars, verdict);
+            Delivery::Verified { outputs, nars, files, verdict } => {
+                let is_to_be_written = !files.is_empty();
+                turn.out.changes.extend(files.into_iter().map(Change::UnwrittenNar));
+                let publish = self.commit(turn, ix, attempt, outputs, &nars, verdict);
+                if is_to_be_written || !publish.is_empty() {
+                    turn.out.effects.push(Effect::Publish { paths: publish });
+                }
             }
         }
         // This answer settles the attempt on the agent, too: an order on the control channel could
@@ -370,7 +376,8 @@ impl Engine {
     }
 
     /// Commits all outputs of an attempt together. When one of them differs from what is held, none
-    /// of them becomes available or is published: they are kept beside.
+    /// of them becomes available or is published: they are kept beside. Returns what is to be
+    /// published.
     fn commit(
         &mut self,
         turn: &mut Turn<'_>,
@@ -379,7 +386,7 @@ impl Engine {
         outputs: Vec<OutputRecord>,
         nars: &[Arc<NarRecord>],
         planned: Verdict,
-    ) {
+    ) -> Vec<StorePath> {
         // What was held when the outputs were asked for is one thing; others have delivered since.
         let verdict =
             if nars.iter().any(|nar| self.differs(nar)) { Verdict::Disputed } else { planned };
@@ -404,9 +411,7 @@ impl Engine {
             }
         }
         self.finish(turn, ix, BuildEvent::Committed(attempt));
-        if !publish.is_empty() {
-            turn.out.effects.push(Effect::Publish { paths: publish });
-        }
+        publish
     }
 }
 

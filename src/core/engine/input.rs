@@ -4,7 +4,7 @@ use crate::core::{
     agent::{Abilities, Capacity, SessionId},
     attempt::Held,
     build::ShownState,
-    change::{Change, Limits, NarRecord, OutputRecord, Verdict},
+    change::{Change, Limits, NarFile, NarRecord, OutputRecord, Verdict},
     graph::Facts,
     id::{AttemptId, BuildId, InstanceId, Name},
     outcome::Outcome,
@@ -218,8 +218,10 @@ pub enum Delivery {
     Verified {
         /// What the attempt made.
         outputs: Vec<OutputRecord>,
-        /// The nars that are new to the depot.
+        /// The nars that are new here.
         nars: Vec<Arc<NarRecord>>,
+        /// The files of those that the depot has none of.
+        files: Vec<NarFile>,
         /// Whether they agree with what was held when they were asked for. What was committed since
         /// is looked at again.
         verdict: Verdict,
@@ -264,7 +266,7 @@ pub enum Effect {
         /// Why, in words.
         reason: String,
     },
-    /// These nars are durable and may be published.
+    /// These nars are durable and may be published; files may have to be written out for it.
     Publish {
         /// Which paths.
         paths: Vec<StorePath>,

@@ -158,7 +158,7 @@ fn sources_of_every_kind_are_stored_signed_and_with_their_address() {
         assert!(record.info.content_address.as_ref().unwrap().starts_with(address));
         assert!(record.info.signatures[0].starts_with("test-1:"));
         let mut nar = Vec::new();
-        world.depot.read_nar(&record.file_hash, record.info.nar_bytes, &mut nar).unwrap();
+        world.read_nar(&record.file_hash, record.info.nar_bytes, &mut nar).unwrap();
         assert_eq!(nar, entry.nar);
         let expected = entry.references.len();
         assert_eq!(summary.sources_not_held.len(), expected);
@@ -181,7 +181,7 @@ fn large_sources_of_every_kind_are_verified_as_well() {
     let (facts, _) = take(&world, &Memory::default(), RULES, &stream, 4096).unwrap();
     let [Fact::Nar(record)] = facts.as_slice() else { panic!("{facts:?}") };
     let mut nar = Vec::new();
-    world.depot.read_nar(&record.file_hash, record.info.nar_bytes, &mut nar).unwrap();
+    world.read_nar(&record.file_hash, record.info.nar_bytes, &mut nar).unwrap();
     assert_eq!(nar, entry.nar);
     let bytes = fs_err::read(world.dir.path().join("depot").join(&world.files("depot")[0]));
     assert_eq!(Sha256::of(&bytes.unwrap()), record.file_hash);

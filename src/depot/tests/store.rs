@@ -137,7 +137,7 @@ fn what_is_not_held_or_damaged_is_said() {
     ] {
         fs_err::write(&place, bytes).unwrap();
         let mut out = Vec::new();
-        let result = world.depot.read_nar(&hash, nar_bytes, &mut out);
+        let result = world.read_nar(&hash, nar_bytes, &mut out);
         assert_eq!(result.is_ok(), good);
         assert!(good || matches!(result, Err(DepotError::Damaged(_))));
         assert!(out.len() as u64 <= nar_bytes);

@@ -3,12 +3,13 @@
 use super::{AT, World, file, info, path};
 use crate::{
     core::{
+        change::{NarFile, NarRecord},
         derivation::FixedOutput,
         hash::{Sha256, hex},
         id::AttemptId,
         store_path::StorePath,
     },
-    depot::{SYNC_INTERVAL, UploadRules, VerifiedNar, VerifyError},
+    depot::{SYNC_INTERVAL, SmallNars, UploadRules, VerifiedNar, VerifyError},
     formats::{
         nar::{NarLimits, sample::Tree, sample::any_tree},
         narinfo,
@@ -16,8 +17,10 @@ use crate::{
     },
     protocol::bulk::{OfferedOutput, RefusalCode},
 };
+use bytes::Bytes;
 use proptest::prelude::*;
 use sha2::Digest as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 const LIMITS: NarLimits = NarLimits { bytes_max: 1 << 28, entries_max: 1 << 16, depth_max: 64 };
 
@@ -62,7 +65,7 @@ impl Sent {
             attempt: AttemptId::from_bytes([5; 16]),
             expected: &self.offer,
             deriver: path("output.drv"),
-            candidates: self.candidates.clone(),
+            candidates: self.candidates.clone().into(),
             fixed: self.fixed.clone(),
             limits: LIMITS,
         }
@@ -78,10 +81,22 @@ impl Sent {
         upload.finish(self.offer.file_hash)
     }
 
+    /// Verifies the whole of it in memory, behind an honest one.
+    fn verify(&self) -> Result<NarRecord, VerifyError> {
+        let mut small = SmallNars::new().unwrap();
+        let honest = Sent::new(&mentioning(&[path("a")]), &[path("a")]);
+        let rules = honest.rules();
+        small.of_attempt(&rules.candidates).verify(&rules, &honest.bytes, AT).unwrap();
+        let rules = self.rules();
+        small.of_attempt(&rules.candidates).verify(&rules, &self.bytes, AT)
+    }
+
     /// Sends to a fresh depot, where it must be refused without a trace.
     fn refusal(&self) -> VerifyError {
         let world = World::new();
         let error = self.send(&world).map(drop).unwrap_err();
+        // Small ones are refused for the same reason.
+        assert_eq!(self.verify().unwrap_err().to_string(), error.to_string());
         assert!(world.files("incoming").is_empty(), "{error}");
         assert!(world.files("depot").is_empty(), "{error}");
         assert_eq!(error.code(), RefusalCode::Rejected, "{error}");
@@ -103,11 +118,15 @@ fn an_honest_upload_is_kept_signed_and_can_be_read() {
     let sent = Sent::new(&nar, &references);
     let verified = sent.send(&world).unwrap();
     let record = world.depot.keep(verified, AT).unwrap();
+    let small = sent.verify().unwrap();
+    assert!(small.info.signatures.is_empty(), "small ones are signed when they are written out");
+    let info = world.depot.signed(small.info.clone());
+    assert_eq!(NarRecord { info, ..small }, record);
     let key = NixPublicKey::parse(&world.depot.public_key()).unwrap();
     assert!(key.verify(&narinfo::fingerprint(&record.info), &record.info.signatures[0]));
     assert_eq!(record.info.deriver, Some(path("output.drv")));
     let mut read = Vec::new();
-    world.depot.read_nar(&record.file_hash, record.info.nar_bytes, &mut read).unwrap();
+    world.read_nar(&record.file_hash, record.info.nar_bytes, &mut read).unwrap();
     assert_eq!(read, nar);
     assert!(world.files("incoming").is_empty());
     assert_eq!(world.files("depot").len(), 1);
@@ -115,6 +134,31 @@ fn an_honest_upload_is_kept_signed_and_can_be_read() {
     let again = sent.send(&world).unwrap();
     assert_eq!(world.depot.keep(again, AT).unwrap(), record);
     assert_eq!(world.files("depot").len(), 1);
+}
+
+#[test]
+fn files_that_are_written_out_replace_what_is_torn_and_nothing_else() {
+    let world = World::new();
+    let bytes: Bytes = Sent::new(&file(b"content").nar(), &[]).bytes.into();
+    let nar = NarFile { hash: Sha256::of(&bytes), bytes };
+    let place = world.depot.0.places.nar(&nar.hash);
+    let held = || {
+        let metadata = fs_err::metadata(&place).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o444);
+        assert_eq!(fs_err::read(&place).unwrap(), nar.bytes);
+        assert!(world.files("incoming").is_empty());
+        metadata.ino()
+    };
+    world.depot.write_out(std::slice::from_ref(&nar)).unwrap();
+    let first = held();
+    world.depot.write_out(&[nar.clone(), nar.clone()]).unwrap();
+    assert_eq!(held(), first);
+    for torn in [Vec::new(), vec![0; nar.bytes.len()]] {
+        fs_err::remove_file(&place).unwrap();
+        fs_err::write(&place, torn).unwrap();
+        world.depot.write_out(std::slice::from_ref(&nar)).unwrap();
+        held();
+    }
 }
 
 #[test]

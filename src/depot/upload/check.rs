@@ -2,14 +2,19 @@
 
 use super::{UploadRules, VerifyError};
 use crate::{
-    core::{hash::Sha256Hasher, path_info::PathInfo, store_path::StorePath},
+    core::{
+        hash::Sha256Hasher,
+        path_info::PathInfo,
+        store_path::{PathHash, StorePath},
+    },
     depot::{
         Fault,
         content::{BrokenPromise, FixedCheck},
-        zstd_stream::{BadFrame, FrameReader},
+        zstd_stream::FrameReader,
     },
     formats::{nar::NarReader, references::ReferenceScanner},
 };
+use std::{collections::BTreeSet, sync::Arc};
 
 /// Compares an upload with what was declared of it.
 pub(super) struct NarCheck {
@@ -18,26 +23,48 @@ pub(super) struct NarCheck {
 }
 
 /// What looks at the uncompressed bytes.
-struct NarSide {
+pub(super) struct NarSide {
     reader: NarReader,
     hasher: Sha256Hasher,
     scanner: ReferenceScanner,
     fixed: Option<FixedCheck>,
-    candidates: Vec<StorePath>,
+    candidates: Candidates,
     /// What was declared, as far as it is of interest.
     declared: PathInfo,
 }
 
 impl NarCheck {
     pub(super) fn new(rules: &UploadRules<'_>) -> Result<Self, VerifyError> {
+        let nar = NarSide::new(rules, rules.candidates.scanner())?;
+        Ok(Self { frame: FrameReader::new().map_err(Fault::Io)?, nar })
+    }
+
+    /// Looks at the next bytes of the compressed file.
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<(), VerifyError> {
+        let Self { frame, nar } = self;
+        frame.feed(bytes, |piece| nar.feed(piece)).map_err(VerifyError::of_frame)
+    }
+
+    /// Returns what the nar is; not signed.
+    pub(super) fn finish(self) -> Result<PathInfo, VerifyError> {
+        if !self.frame.is_complete() {
+            return Err(VerifyError::ZstdTruncated);
+        }
+        self.nar.finish().map(|(info, _)| info)
+    }
+}
+
+impl NarSide {
+    /// Begins a nar. The scanner is one of the rules' candidates, and comes back at the end.
+    pub(super) fn new(
+        rules: &UploadRules<'_>,
+        scanner: ReferenceScanner,
+    ) -> Result<Self, VerifyError> {
         let mut declared = rules.expected.info.clone();
         declared.references.sort();
         declared.references.dedup();
-        let mut candidates = rules.candidates.clone();
-        candidates.sort();
-        candidates.dedup();
         for reference in &declared.references {
-            if candidates.binary_search(reference).is_err() {
+            if !rules.candidates.contain(reference) {
                 return Err(VerifyError::StrangeReference(reference.clone()));
             }
         }
@@ -49,38 +76,18 @@ impl NarCheck {
             None => None,
         };
         declared.deriver = Some(rules.deriver.clone());
-        let nar = NarSide {
+        Ok(Self {
             reader: NarReader::new(rules.limits),
             hasher: Sha256Hasher::default(),
-            scanner: ReferenceScanner::new(candidates.iter().map(StorePath::hash)),
+            scanner,
             fixed,
-            candidates,
+            candidates: rules.candidates.clone(),
             declared,
-        };
-        Ok(Self { frame: FrameReader::new().map_err(Fault::Io)?, nar })
-    }
-
-    /// Looks at the next bytes of the compressed file.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<(), VerifyError> {
-        let Self { frame, nar } = self;
-        frame.feed(bytes, |piece| nar.feed(piece)).map_err(|bad| match bad {
-            BadFrame::Invalid(error) => VerifyError::Zstd(error),
-            BadFrame::Trailing => VerifyError::TrailingBytes,
-            BadFrame::Sink(error) => error,
         })
     }
 
-    /// Returns what the nar is; not signed.
-    pub(super) fn finish(self) -> Result<PathInfo, VerifyError> {
-        if !self.frame.is_complete() {
-            return Err(VerifyError::ZstdTruncated);
-        }
-        self.nar.finish()
-    }
-}
-
-impl NarSide {
-    fn feed(&mut self, piece: &[u8]) -> Result<(), VerifyError> {
+    /// Looks at the next bytes.
+    pub(super) fn feed(&mut self, piece: &[u8]) -> Result<(), VerifyError> {
         let found = self.reader.offset().saturating_add(piece.len() as u64);
         // A small file can decompress to anything: no more than declared is ever looked at.
         if found > self.declared.nar_bytes {
@@ -97,8 +104,9 @@ impl NarSide {
         Ok(())
     }
 
-    fn finish(self) -> Result<PathInfo, VerifyError> {
-        let mut info = self.declared;
+    /// Returns what the nar is, not signed, and the scanner for another nar.
+    pub(super) fn finish(self) -> Result<(PathInfo, ReferenceScanner), VerifyError> {
+        let (mut info, mut scanner) = (self.declared, self.scanner);
         let found = self.reader.offset();
         self.reader.finish()?;
         if found != info.nar_bytes {
@@ -108,7 +116,7 @@ impl NarSide {
         if computed != info.nar_hash {
             return Err(VerifyError::NarHash { declared: info.nar_hash, computed });
         }
-        compare_references(&self.candidates, self.scanner, &info.references)?;
+        self.candidates.compare(&scanner.take_found(), &info.references)?;
         info.content_address = match self.fixed.map(FixedCheck::finish) {
             // With references the path would follow in another way, which Nix does not know for
             // fixed outputs; the signature speaks for it.
@@ -118,24 +126,47 @@ impl NarSide {
             }
             None => None,
         };
-        Ok(info)
+        Ok((info, scanner))
     }
 }
 
-/// Compares the references found with those declared; both are subsets of the candidates.
-fn compare_references(
-    candidates: &[StorePath],
-    scanner: ReferenceScanner,
-    declared: &[StorePath],
-) -> Result<(), VerifyError> {
-    let found = scanner.found();
-    for candidate in candidates {
-        let is_declared = declared.binary_search(candidate).is_ok();
-        match (found.contains(&candidate.hash()), is_declared) {
-            (true, false) => return Err(VerifyError::UndeclaredReference(candidate.clone())),
-            (false, true) => return Err(VerifyError::AbsentReference(candidate.clone())),
-            (true, true) | (false, false) => {}
+/// All paths that the outputs of a derivation may refer to.
+#[derive(Debug, Clone)]
+pub struct Candidates(Arc<[StorePath]>);
+
+impl From<Vec<StorePath>> for Candidates {
+    fn from(mut paths: Vec<StorePath>) -> Self {
+        paths.sort();
+        paths.dedup();
+        Self(paths.into())
+    }
+}
+
+impl Candidates {
+    /// Returns what searches a nar for them.
+    pub(super) fn scanner(&self) -> ReferenceScanner {
+        ReferenceScanner::new(self.0.iter().map(StorePath::hash))
+    }
+
+    fn contain(&self, path: &StorePath) -> bool {
+        self.0.binary_search(path).is_ok()
+    }
+
+    /// Compares the references found with those declared; both are subsets of these.
+    fn compare(
+        &self,
+        found: &BTreeSet<PathHash>,
+        declared: &[StorePath],
+    ) -> Result<(), VerifyError> {
+        let hashes: BTreeSet<PathHash> = declared.iter().map(StorePath::hash).collect();
+        if let Some(strange) = found.difference(&hashes).next()
+            && let Some(path) = self.0.iter().find(|path| path.hash() == *strange)
+        {
+            return Err(VerifyError::UndeclaredReference(path.clone()));
+        }
+        match declared.iter().find(|path| !found.contains(&path.hash())) {
+            Some(absent) => Err(VerifyError::AbsentReference(absent.clone())),
+            None => Ok(()),
         }
     }
-    Ok(())
 }

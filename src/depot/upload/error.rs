@@ -2,7 +2,7 @@
 
 use crate::{
     core::{hash::Sha256, store_path::StorePath},
-    depot::Fault,
+    depot::{Fault, zstd_stream::BadFrame},
     formats::nar::NarError,
     protocol::bulk::RefusalCode,
 };
@@ -110,6 +110,15 @@ pub enum VerifyError {
 }
 
 impl VerifyError {
+    /// Returns what is wrong with a compressed file, or with what it decompresses to.
+    pub(super) fn of_frame(bad: BadFrame<Self>) -> Self {
+        match bad {
+            BadFrame::Invalid(error) => Self::Zstd(error),
+            BadFrame::Trailing => Self::TrailingBytes,
+            BadFrame::Sink(error) => error,
+        }
+    }
+
     /// Returns what the agent is told to do.
     #[must_use]
     pub const fn code(&self) -> RefusalCode {

@@ -168,6 +168,9 @@ impl Disk for Model {
                 | Change::Reported { .. }
                 | Change::Outputs { .. }
                 | Change::Published { .. }
+                | Change::UnwrittenNar(_)
+                | Change::NarsWritten { .. }
+                | Change::Signed { .. }
                 | Change::Audit { .. } => {}
             }
         }

@@ -396,7 +396,11 @@ impl World {
         verdict: Verdict,
     ) {
         let (outputs, nars) = Self::made(&self.outputs_of(attempt), salt);
-        self.deliver_as(agent, attempt, Delivery::Verified { outputs, nars, verdict });
+        self.deliver_as(
+            agent,
+            attempt,
+            Delivery::Verified { outputs, nars, files: Vec::new(), verdict },
+        );
     }
 
     pub(crate) fn verified(outs: &[String], nars: Vec<Arc<NarRecord>>) -> Delivery {
@@ -407,7 +411,7 @@ impl World {
             nar_bytes: 120,
         };
         let outputs = outs.iter().map(record).collect();
-        Delivery::Verified { outputs, nars, verdict: Verdict::Agreed }
+        Delivery::Verified { outputs, nars, files: Vec::new(), verdict: Verdict::Agreed }
     }
 
     pub(crate) fn deliver_as(&mut self, agent: &str, attempt: &str, delivery: Delivery) {
@@ -632,7 +636,10 @@ impl World {
                 let named = known.map(|(_, path)| path).find(|known| known.hash() == *path);
                 format!("missing {}", named.unwrap().name())
             }
-            Change::Published { .. } => unreachable!("no story has it"),
+            Change::Published { .. }
+            | Change::UnwrittenNar(_)
+            | Change::NarsWritten { .. }
+            | Change::Signed { .. } => unreachable!("no story has it"),
         };
         self.changes.push(line);
     }
