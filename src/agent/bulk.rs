@@ -261,6 +261,15 @@ impl Exchange {
         }
     }
 
+    /// Returns the next message, if it has come already.
+    ///
+    /// # Errors
+    /// [`BulkError::Frame`], [`BulkError::Lost`].
+    pub(super) fn received(&mut self) -> Result<Option<BulkToAgent>, BulkError> {
+        let line = self.line.as_mut().ok_or(BulkError::Lost)?;
+        Ok(line.decoder.next_message()?)
+    }
+
     /// Gives the channel back for another exchange. Call it when the coordinator has nothing more
     /// to say.
     pub(super) fn finish(mut self) {

@@ -27,7 +27,11 @@ use tokio::sync::{mpsc, oneshot};
 /// How many attempts may wait to be sent; more wait in their own lives.
 const PARCELS_MAX: usize = 64;
 /// How many attempts are sent before the channel is given back: others may wait for one.
-const PARCELS_PER_TURN: usize = 256;
+const PARCELS_PER_TURN: usize = 4_096;
+/// How many bytes of offers are written at once, and at most one offer more.
+const WRITE_BYTES: usize = 256 << 10;
+/// How many bytes of offers may be without an answer, and at most one offer more.
+const UNANSWERED_BYTES_MAX: usize = 4 << 20;
 
 /// All outputs of an attempt, with their files.
 struct Parcel {
@@ -41,6 +45,39 @@ struct Sent {
     /// The files, for a coordinator that has passed over them in the offer.
     files: Vec<(Bytes, Sha256)>,
     answer: oneshot::Sender<Result<Delivery, UploadError>>,
+}
+
+/// The offers without an answer so far, in their order.
+#[derive(Default)]
+struct Window {
+    offers: VecDeque<(Sent, usize)>,
+    bytes: usize,
+}
+
+impl Window {
+    fn is_empty(&self) -> bool {
+        self.offers.is_empty()
+    }
+
+    /// Tells whether one more may be sent.
+    fn takes(&self, exchange: &Exchange) -> bool {
+        self.offers.len() < exchange.ahead() && self.bytes < UNANSWERED_BYTES_MAX
+    }
+
+    fn push(&mut self, sent: Sent, bytes: usize) {
+        self.bytes += bytes;
+        self.offers.push_back((sent, bytes));
+    }
+
+    fn first(&self) -> Option<&Sent> {
+        self.offers.front().map(|(first, _)| first)
+    }
+
+    fn pop(&mut self) -> Option<Sent> {
+        let (first, bytes) = self.offers.pop_front()?;
+        self.bytes -= bytes;
+        Some(first)
+    }
 }
 
 /// The way to the channel for small outputs.
@@ -100,20 +137,20 @@ struct Courier {
 impl Courier {
     async fn run(mut self) {
         while let Some(first) = self.waiting.recv().await {
-            let mut sent = VecDeque::new();
+            let mut sent = Window::default();
             if let Err(error) = self.turn(first, &mut sent).await {
-                let error = telemetry::chain(&error);
-                tracing::debug!(error, unanswered = sent.len(), "small outputs not delivered");
+                let (error, unanswered) = (telemetry::chain(&error), sent.offers.len());
+                tracing::debug!(error, unanswered, "small outputs not delivered");
             }
             // Without an answer they come again.
-            for Sent { answer, .. } in sent {
+            while let Some(Sent { answer, .. }) = sent.pop() {
                 tell(answer, Err(BulkError::Lost.into()));
             }
         }
     }
 
     /// Sends what waits, until nothing does or others should have the channel.
-    async fn turn(&mut self, first: Parcel, sent: &mut VecDeque<Sent>) -> Result<(), UploadError> {
+    async fn turn(&mut self, first: Parcel, sent: &mut Window) -> Result<(), UploadError> {
         let mut exchange = match self.pool.exchange().await {
             Ok(exchange) => exchange,
             Err(error) => {
@@ -121,40 +158,59 @@ impl Courier {
                 return Ok(());
             }
         };
-        self.send(&exchange, first, sent).await?;
-        let mut room = PARCELS_PER_TURN;
-        while !sent.is_empty() {
-            let may_send = room > 0 && sent.len() < exchange.ahead();
+        let (mut room, mut next) = (PARCELS_PER_TURN, Some(first));
+        loop {
+            room -= self.send(&exchange, next.take(), room, sent).await?;
+            if sent.is_empty() {
+                break;
+            }
             tokio::select! {
                 biased;
-                Some(parcel) = self.waiting.recv(), if may_send => {
-                    room -= 1;
-                    self.send(&exchange, parcel, sent).await?;
+                Some(parcel) = self.waiting.recv(), if room > 0 && sent.takes(&exchange) => {
+                    next = Some(parcel);
                 }
-                answer = exchange.receive() => self.take(&mut exchange, answer?, sent).await?,
-            }
-            if sent.is_empty()
-                && room > 0
-                && let Ok(parcel) = self.waiting.try_recv()
-            {
-                room -= 1;
-                self.send(&exchange, parcel, sent).await?;
+                answer = exchange.receive() => {
+                    self.take(&mut exchange, answer?, sent).await?;
+                    // Answers come together, and so does what is sent in their places.
+                    while let Some(answer) = exchange.received()? {
+                        self.take(&mut exchange, answer, sent).await?;
+                    }
+                }
             }
         }
         exchange.finish();
         Ok(())
     }
 
+    /// Sends a parcel and what waits behind it, at once. Returns how many that were.
     async fn send(
-        &self,
+        &mut self,
         exchange: &Exchange,
-        parcel: Parcel,
-        sent: &mut VecDeque<Sent>,
-    ) -> Result<(), UploadError> {
-        let Parcel { offer, sent: unanswered } = parcel;
-        sent.push_back(unanswered);
-        self.throttle.pass(offer.len()).await;
-        Ok(exchange.sender()?.send(offer).await?)
+        first: Option<Parcel>,
+        room: usize,
+        sent: &mut Window,
+    ) -> Result<usize, UploadError> {
+        let (mut frames, mut bytes, mut next) = (Vec::new(), 0, first);
+        loop {
+            let may_send = frames.len() < room && bytes < WRITE_BYTES && sent.takes(exchange);
+            let waiting = || if may_send { self.waiting.try_recv().ok() } else { None };
+            let Some(Parcel { offer, sent: unanswered }) = next.take().or_else(waiting) else {
+                break;
+            };
+            bytes += offer.len();
+            sent.push(unanswered, offer.len());
+            frames.push(offer);
+        }
+        let number = frames.len();
+        let together = match <[Bytes; 1]>::try_from(frames) {
+            Ok([only]) => only,
+            Err(frames) => frames.concat().into(),
+        };
+        if number > 0 {
+            self.throttle.pass(together.len()).await;
+            exchange.sender()?.send(together).await?;
+        }
+        Ok(number)
     }
 
     /// Takes an answer to the offer that was sent first.
@@ -162,7 +218,7 @@ impl Courier {
         &self,
         exchange: &mut Exchange,
         answer: BulkToAgent,
-        sent: &mut VecDeque<Sent>,
+        sent: &mut Window,
     ) -> Result<(), UploadError> {
         match answer {
             BulkToAgent::Wait {} => return Ok(()),
@@ -170,20 +226,21 @@ impl Courier {
             BulkToAgent::Plan { outputs, .. } => {
                 // A coordinator of before this: files in offers only cost it time.
                 self.is_refused.store(true, Ordering::Relaxed);
-                let Some(Sent { files, .. }) = sent.front().filter(|_| sent.len() == 1) else {
+                let Some(Sent { files, .. }) = sent.first().filter(|_| sent.offers.len() == 1)
+                else {
                     return Err(BulkError::OutOfTurn("a plan for one of many offers").into());
                 };
                 return send_as_planned(exchange, files, &outputs).await;
             }
             _ => {}
         }
-        let Some(first) = sent.front() else {
+        let Some(first) = sent.first() else {
             return Err(BulkError::OutOfTurn("an answer without an offer").into());
         };
         match judge(&answer, first.attempt) {
             Err(error @ UploadError::Bulk(_)) => Err(error),
             verdict => {
-                if let Some(first) = sent.pop_front() {
+                if let Some(first) = sent.pop() {
                     tell(first.answer, verdict);
                 }
                 Ok(())

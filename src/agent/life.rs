@@ -23,6 +23,7 @@ use crate::{
     protocol::{bulk::OfferedOutput, handshake::HeldPhase, message::Allocation},
     telemetry,
 };
+use bytes::Bytes;
 use std::{convert::Infallible, io, process::Child, sync::Arc, time::Duration};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -299,11 +300,11 @@ impl Life {
     async fn send(&self, outputs: &[OfferedOutput]) -> Result<Delivery, UploadError> {
         let Equipment { pool, throttle, express, uploads, .. } = &*self.equipment;
         if express.takes(outputs) {
-            let mut files = Vec::with_capacity(outputs.len());
-            for output in outputs {
-                let read = fs_err::tokio::read(self.spool.nar_path(&output.info.path)).await;
-                files.push(read.map_err(UploadError::Spool)?.into());
-            }
+            let paths: Vec<_> =
+                outputs.iter().map(|output| self.spool.nar_path(&output.info.path)).collect();
+            let read = move || paths.iter().map(|path| Ok(fs_err::read(path)?.into())).collect();
+            let read = tokio::task::spawn_blocking(read).await.map_err(io::Error::other);
+            let files: Vec<Bytes> = read.flatten().map_err(UploadError::Spool)?;
             return express.deliver(self.attempt, outputs, files).await;
         }
         // The semaphore is never closed.

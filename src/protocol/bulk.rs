@@ -25,7 +25,7 @@ pub const REFERENCES_PER_PAGE: usize = 5_000;
 /// distribution are larger; those that are not would cost a round trip each.
 pub const EAGER_BYTES_MAX: u64 = 64 * 1024;
 /// How many offers with all their files may be unanswered on one channel.
-pub const OFFERS_AHEAD_MAX: u32 = 64;
+pub const OFFERS_AHEAD_MAX: u32 = 1_024;
 /// How often the coordinator gives a sign of life while it owes an answer to an offer that asked
 /// for signs.
 pub const SIGN_INTERVAL: Duration = Duration::from_secs(10);
