@@ -188,22 +188,42 @@ impl Bulk {
         self.committed().await;
     }
 
-    /// Offers the only output of an attempt, with its file in the offer.
-    pub(crate) async fn offer(&mut self, attempt: AttemptId, packed: &Packed) {
-        let (outputs, eager) = (vec![packed.offer.clone()], vec![packed.file.clone()]);
-        let offer = BulkFromAgent::Offer { attempt, outputs, eager, signs: true };
-        self.channel.say(&offer).await.unwrap();
+    /// Offers the only outputs of attempts, with their files in the offers, all at once, as agents
+    /// do with what waits.
+    pub(crate) async fn offer(&mut self, work: &[(AttemptId, Packed)]) {
+        let offers: Vec<BulkFromAgent> = work
+            .iter()
+            .map(|(attempt, packed)| BulkFromAgent::Offer {
+                attempt: *attempt,
+                outputs: vec![packed.offer.clone()],
+                eager: vec![packed.file.clone()],
+                signs: true,
+            })
+            .collect();
+        self.channel.writer.write(frame::encode_all(&offers).unwrap()).await.unwrap();
     }
 
-    /// Waits for the answer to the offer that was sent first, which must be that it is committed.
-    /// Returns how many may be unanswered.
-    pub(crate) async fn committed(&mut self) -> usize {
-        loop {
-            match self.channel.next::<BulkToAgent>().await.unwrap() {
-                BulkToAgent::Committed { ahead, .. } => return ahead.try_into().unwrap(),
+    /// Waits for the answer to the offer that was sent first, which must be that it is committed,
+    /// and takes what came with it. Returns how many answers that were, and how many may be
+    /// unanswered.
+    pub(crate) async fn committed(&mut self) -> (usize, usize) {
+        let (mut answers, mut ahead) = (0, 1);
+        let mut next = self.channel.next::<BulkToAgent>().await;
+        while let Some(answer) = next {
+            match answer {
+                BulkToAgent::Committed { ahead: told, .. } => {
+                    answers += 1;
+                    ahead = told.try_into().unwrap();
+                }
                 BulkToAgent::Wait {} => {}
                 other => panic!("not committed: {other:?}"),
             }
+            next = self.channel.decoder.next_message().unwrap();
+            if next.is_none() && answers == 0 {
+                next = self.channel.next::<BulkToAgent>().await;
+            }
         }
+        assert!(answers > 0, "the channel has ended");
+        (answers, ahead)
     }
 }

@@ -89,6 +89,11 @@ impl<'a> Farm<'a> {
         self.dir.path().join("store").to_str().unwrap().parse().unwrap()
     }
 
+    /// Returns a file that is not there, for builds to wait for.
+    pub(crate) fn gate(&self) -> PathBuf {
+        self.dir.path().join("gate")
+    }
+
     /// Returns how somebody who is known connects, by way of `address`.
     pub(crate) fn client(&self, name: &str, address: SocketAddr) -> ClientConfig {
         ClientConfig {
@@ -115,8 +120,19 @@ impl<'a> Farm<'a> {
         ssh
     }
 
-    /// Starts an agent process that builds without any daemon, and waits until it is connected.
+    /// Starts an agent process that builds without any daemon, one build at a time, and waits until
+    /// it is connected.
     pub(crate) fn start_agent(&mut self, name: &str, address: SocketAddr) -> u32 {
+        self.start_agent_with(name, address, 1)
+    }
+
+    /// The same with so many builds at a time.
+    pub(crate) fn start_agent_with(
+        &mut self,
+        name: &str,
+        address: SocketAddr,
+        slots: usize,
+    ) -> u32 {
         let own = self.dir.path().join(format!("agent-{name}"));
         fs_err::create_dir_all(self.dir.path().join("store")).unwrap();
         let agent = Command::new(&self.bench.program)
@@ -127,7 +143,7 @@ impl<'a> Farm<'a> {
             .arg("--identity")
             .arg(self.dir.path().join("identities").join(name))
             .args(["--builder", "direct", "--store-dir", self.store_dir().as_str()])
-            .args(["--system", graph::SYSTEM])
+            .args(["--system", graph::SYSTEM, "--max-parallel-builds", &slots.to_string()])
             .env("STEADING_LOG", "steading=warn")
             .stdin(Stdio::null())
             .spawn()
@@ -171,6 +187,48 @@ impl<'a> Farm<'a> {
         measure::seconds(u64::try_from(ms("ended_at") - ms("built_at")).unwrap())
     }
 
+    /// Waits until so many attempts of an agent have a file of this name in their spools.
+    pub(crate) fn until_spooled(&self, agent: &str, name: &str, count: usize) {
+        let spools = self.dir.path().join(format!("agent-{agent}/attempts"));
+        crate::wait::until("attempts are so far", || {
+            let spools = fs_err::read_dir(&spools).unwrap();
+            spools.filter(|spool| spool.as_ref().unwrap().path().join(name).exists()).count()
+                == count
+        });
+    }
+
+    /// Waits until so many paths are published.
+    pub(crate) fn until_published(&self, count: usize) {
+        let public = self.dir.path().join("coordinator/public");
+        let is_narinfo = |entry: std::io::Result<fs_err::DirEntry>| {
+            entry.unwrap().path().extension().is_some_and(|end| end == "narinfo")
+        };
+        crate::wait::until("everything is published", || {
+            let trees = fs_err::read_dir(&public).unwrap();
+            let files = trees.flat_map(|tree| fs_err::read_dir(tree.unwrap().path()).unwrap());
+            files.map(is_narinfo).filter(|is_narinfo| *is_narinfo).count() >= count
+        });
+    }
+
+    /// Waits until builds have succeeded, and returns for how long outputs of theirs were on the
+    /// way: from the first report of the agent to the last commit; and when that report came.
+    pub(crate) fn delivery(&self, builds: &[String]) -> (f64, jiff::Timestamp) {
+        let mut times: Option<(jiff::Timestamp, jiff::Timestamp)> = None;
+        for build in builds {
+            self.run(&format!("wait {build}"), Vec::new());
+            let shown = &self.objects(&format!("show {build}"))[0];
+            let attempt = &shown["attempts"][0];
+            assert_eq!(attempt["end"], "succeeded", "{shown}");
+            let time = |field: &str| attempt[field].as_str().unwrap().parse().unwrap();
+            let (built, ended): (jiff::Timestamp, jiff::Timestamp) =
+                (time("built_at"), time("ended_at"));
+            let (first, last) = times.unwrap_or((built, ended));
+            times = Some((first.min(built), last.max(ended)));
+        }
+        let (first, last) = times.unwrap();
+        (seconds_between(first, last), first)
+    }
+
     /// Runs a verb that must succeed, and returns the objects that it prints.
     pub(crate) fn objects(&self, verb: &str) -> Vec<Value> {
         self.run(&format!("{verb} --json"), Vec::new())
@@ -197,6 +255,12 @@ impl Drop for Farm<'_> {
             measure::kill(child);
         }
     }
+}
+
+/// Returns how many seconds lie between two times.
+pub(crate) fn seconds_between(first: jiff::Timestamp, last: jiff::Timestamp) -> f64 {
+    let ms = last.as_millisecond() - first.as_millisecond();
+    measure::seconds(u64::try_from(ms).unwrap())
 }
 
 async fn exchange(

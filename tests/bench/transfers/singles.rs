@@ -14,13 +14,16 @@ use steading::{core::id::AttemptId, telemetry::Clock};
 
 /// How many builds the client says it does at a time.
 const SLOTS: u32 = 64;
+/// How many offers are written at once: as many as fit what agents write at once.
+const AT_ONCE: usize = 256;
 
-/// Has all builds allocated and reported first, and measures their delivery.
+/// Has all builds allocated and reported first, and measures their delivery, and how long it takes
+/// until all are published.
 pub(crate) fn deliver(
     bench: &Bench,
     count: usize,
     route: impl Fn(SocketAddr) -> SocketAddr,
-) -> Sample {
+) -> (Sample, Sample) {
     let farm = Farm::start(bench, &["amber".to_owned()]);
     let dir = farm.store_dir();
     let member =
@@ -47,23 +50,28 @@ pub(crate) fn deliver(
         let coordinator = farm.coordinator_pid();
         let cpu = || cpu_of(coordinator).own_s + cpu_of_this_process();
         let (before, clock) = (cpu(), Clock::start());
+        let now = || Sample {
+            wall_s: super::measure::seconds(clock.now().mono.as_ms()),
+            cpu_s: Some(cpu() - before),
+        };
         deliver_all(line, &work).await;
-        let wall_s = super::measure::seconds(clock.now().mono.as_ms());
-        Sample { wall_s, cpu_s: Some(cpu() - before) }
+        let committed = now();
+        farm.until_published(count);
+        (committed, now())
     })
 }
 
-async fn deliver_all(mut line: Bulk, work: &[(AttemptId, Packed)]) {
+async fn deliver_all(mut line: Bulk, mut work: &[(AttemptId, Packed)]) {
     let (mut ahead, mut unanswered) = (1, 0);
-    for (attempt, packed) in work {
-        while unanswered >= ahead {
-            ahead = line.committed().await.max(1);
-            unanswered -= 1;
+    while unanswered > 0 || !work.is_empty() {
+        let (now, later) = work.split_at(work.len().min(ahead - unanswered).min(AT_ONCE));
+        if !now.is_empty() {
+            line.offer(now).await;
+            (work, unanswered) = (later, unanswered + now.len());
         }
-        line.offer(*attempt, packed).await;
-        unanswered += 1;
-    }
-    for _ in 0..unanswered {
-        line.committed().await;
+        if unanswered >= ahead || work.is_empty() {
+            let (answers, told) = line.committed().await;
+            (ahead, unanswered) = (told.max(1), unanswered - answers);
+        }
     }
 }

@@ -2,16 +2,16 @@
 
 use super::{
     Bench,
-    farm::Farm,
+    farm::{Farm, seconds_between},
     graph::{self, Member},
-    measure::{Measured, Sample, Series, alternate, mib},
+    measure::{Measured, Sample, Series, alternate, cpu_of, mib},
     payload::{self, Kind},
     proxy,
-    report::{Bar, Row, Section, compare},
+    report::{Bar, Peer, Row, Section, compare},
     sshd::Sshd,
     stores::Stores,
 };
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{cell::RefCell, net::SocketAddr, path::Path, time::Duration};
 
 /// How far away the coordinator is in the second half of both parts.
 const ROUND_TRIP: Duration = Duration::from_millis(20);
@@ -116,9 +116,18 @@ pub(crate) fn small(bench: &Bench) -> Section {
             Some(delay) => proxy::start(address, delay),
             None => address,
         };
+        // Of each kind, until everything is published: measured behind the delivery.
+        let published = [RefCell::new(Series::default()), RefCell::new(Series::default())];
+        let note = |(committed, visible): (Sample, Sample), series: &RefCell<Series>| {
+            series.borrow_mut().push(visible);
+            committed
+        };
         let mut measured: Vec<Measured<'_>> = vec![
-            ("ours", Box::new(|_| small_builds(bench, count, route))),
-            ("one per build", Box::new(|_| super::singles::deliver(bench, count, route))),
+            ("ours", Box::new(|_| note(small_builds(bench, count, route), &published[0]))),
+            (
+                "one per build",
+                Box::new(|_| note(super::singles::deliver(bench, count, route), &published[1])),
+            ),
         ];
         if let (Ok(stores), Ok(paths)) = (&peers.stores, &paths) {
             let address = route(stores.address());
@@ -129,18 +138,28 @@ pub(crate) fn small(bench: &Bench) -> Section {
         let series = Named::of(measured, bench.options.rounds);
         let bars = (Bar::Faster(5.0), Bar::None);
         let what = format!("{count} outputs in builds of {OUTPUTS_PER_BUILD}{place}");
+        let until = |what: &str, series: &RefCell<Series>| {
+            let (what, none) = (format!("{what}, until published"), (Bar::None, Bar::None));
+            let mut rows = compare(&what, &series.borrow(), "", Err(""), none);
+            rows.iter_mut().for_each(|row| row.peer = Peer::Nothing);
+            rows
+        };
         rows.extend(series.rows(&what, &peers, "export, import", bars));
+        rows.extend(until(&what, &published[0]));
         let what = format!("{count} outputs, one per build{place}");
         rows.extend(series.rows_of("one per build", &what, &peers, "export, import", bars));
+        rows.extend(until(&what, &published[1]));
     }
     for file in files {
         fs_err::remove_file(file).unwrap();
     }
     let about = format!(
-        "{count} outputs of a few hundred bytes. Builds of {OUTPUTS_PER_BUILD}: an agent process, \
-         the times of its uploads added up. One per build: a client in the harness that offers \
-         each output by itself on three connections, as agents do; its processor time is that of \
-         the harness. {} rounds.",
+        "{count} outputs of a few hundred bytes. Builds of {OUTPUTS_PER_BUILD}: an agent process \
+         that has built all of them while there was no coordinator; from its first report to the \
+         last commit. One per build: a client in the harness that offers each output by itself on \
+         one connection, as agents do; its processor time is that of the harness. Until published: \
+         until the last signed narinfo is visible too, from the same beginning; importing publishes \
+         nothing. {} rounds.",
         bench.options.rounds
     );
     Section { part: "small", about, rows }
@@ -151,8 +170,12 @@ pub(crate) fn small_content(number: usize) -> String {
     format!("output {number}\n{}", "some text that outputs have in common\n".repeat(8))
 }
 
-/// Builds with many outputs, delivered by an agent process.
-fn small_builds(bench: &Bench, count: usize, route: impl Fn(SocketAddr) -> SocketAddr) -> Sample {
+/// Builds with many outputs, delivered by an agent process; and until all are published.
+fn small_builds(
+    bench: &Bench,
+    count: usize,
+    route: impl Fn(SocketAddr) -> SocketAddr,
+) -> (Sample, Sample) {
     const SCRIPT: &str = r#"
         for output in $outputs; do
             eval "path=\$$output"
@@ -160,19 +183,30 @@ fn small_builds(bench: &Bench, count: usize, route: impl Fn(SocketAddr) -> Socke
         done
     "#;
     let mut farm = Farm::start(bench, &["amber".to_owned()]);
-    let pid = farm.start_agent("amber", route(farm.address()));
-    let dir = farm.store_dir();
+    let builds = count.div_ceil(OUTPUTS_PER_BUILD);
+    let pid = farm.start_agent_with("amber", route(farm.address()), builds);
+    let (dir, gate) = (farm.store_dir(), farm.gate());
+    let script = format!("while ! [ -e {} ]; do /bin/sleep 0.1; done\n{SCRIPT}", gate.display());
     let member = |number: usize| {
         let length = OUTPUTS_PER_BUILD.min(count - number * OUTPUTS_PER_BUILD);
         let names: Vec<String> = (0..length).map(|output| format!("o{output}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        graph::derivation(&dir, &format!("small-{number}"), SCRIPT, &names, &[])
+        graph::derivation(&dir, &format!("small-{number}"), &script, &names, &[])
     };
-    let members: Vec<Member> = (0..count.div_ceil(OUTPUTS_PER_BUILD)).map(member).collect();
-    let before = farm.cpu_with(pid);
+    let members: Vec<Member> = (0..builds).map(member).collect();
     let builds = farm.submit(&members);
-    let wall_s = builds.iter().map(|build| farm.upload_seconds(build)).sum();
-    Sample { wall_s, cpu_s: Some(farm.cpu_with(pid) - before) }
+    farm.until_spooled("amber", "started", builds.len());
+    farm.kill_coordinator();
+    fs_err::write(gate, "").unwrap();
+    farm.until_spooled("amber", "result", builds.len());
+    rustix::fs::sync();
+    let before = cpu_of(pid).own_s;
+    farm.restart_coordinator();
+    let (wall_s, first) = farm.delivery(&builds);
+    let committed = Sample { wall_s, cpu_s: Some(farm.cpu_with(pid) - before) };
+    farm.until_published(count);
+    let wall_s = seconds_between(first, jiff::Timestamp::now());
+    (committed, Sample { wall_s, cpu_s: Some(farm.cpu_with(pid) - before) })
 }
 
 fn nar(farm: &Farm<'_>, name: &str, script: &str) -> Member {
