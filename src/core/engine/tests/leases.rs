@@ -3,8 +3,9 @@
 use super::world::{Wish, World};
 use crate::core::{
     attempt::HeldPhase,
-    change::{Change, Verdict},
-    engine::Ignored,
+    change::{Change, NarFile, Verdict},
+    engine::{Delivery, Ignored},
+    hash::Sha256,
     outcome::{BuildFailure, Outcome, SetupFailure},
 };
 
@@ -185,6 +186,29 @@ super::stories! {
     }
 
     /// Both were told to send everything, because nothing was held then.
+    fn the_files_of_small_nars_become_durable_with_their_attempt_or_not_at_all(world: &mut World) {
+        let with_file = |text: &'static str, salt| {
+            let (outputs, nars) = World::made(&["a".to_owned()], salt);
+            let bytes = bytes::Bytes::from_static(text.as_bytes());
+            let files = vec![NarFile { hash: Sha256::of(&bytes), bytes }];
+            Delivery::Verified { outputs, nars, files, verdict: Verdict::Agreed }
+        };
+        birch_took_over(world);
+        world.rejoin("amber", 1, &["a.1"]);
+        world.started("birch", "a.2");
+        world.finished("birch", "a.2", Outcome::Built);
+        world.forget();
+        world.deliver_as("amber", "a.1", with_file("four", ""));
+        assert_eq!(world.changes(), Vec::<String>::new());
+        world.record(vec![Change::Nar(super::world::nar("a"))]);
+        world.forget();
+        // Of what differs there is nothing to publish, but a file to be written out all the same.
+        world.deliver_as("birch", "a.2", with_file("three", "salt"));
+        let changes = world.changes();
+        assert_eq!(changes[..2], ["file of 5 bytes", "a.2 disputes a"]);
+        assert!(world.effects().contains(&"publish ".to_owned()));
+    }
+
     fn the_second_of_two_different_results_in_flight_is_disputed(world: &mut World) {
         world.derivation("one", super::world::SYSTEM, &["shared", "one-doc"], &[]);
         world.derivation("two", super::world::SYSTEM, &["shared", "two-doc"], &[]);

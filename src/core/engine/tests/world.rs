@@ -636,10 +636,10 @@ impl World {
                 let named = known.map(|(_, path)| path).find(|known| known.hash() == *path);
                 format!("missing {}", named.unwrap().name())
             }
-            Change::Published { .. }
-            | Change::UnwrittenNar(_)
-            | Change::NarsWritten { .. }
-            | Change::Signed { .. } => unreachable!("no story has it"),
+            Change::UnwrittenNar(file) => format!("file of {} bytes", file.bytes.len()),
+            Change::Published { .. } | Change::NarsWritten { .. } | Change::Signed { .. } => {
+                unreachable!("no story has it")
+            }
         };
         self.changes.push(line);
     }
