@@ -65,7 +65,13 @@ fn run(depot: &Depot, clock: Clock, mut waiting: mpsc::Receiver<Keep>) {
             let keep = |nar| depot.keep(nar, at).map(Arc::new);
             moved.push((nars.into_iter().map(keep).collect::<Result<Vec<_>, _>>(), answer));
         }
-        let synced = depot.sync().map_err(|error| telemetry::chain(&error));
+        let kept: Vec<&NarRecord> = moved
+            .iter()
+            .filter_map(|(kept, _)| kept.as_deref().ok())
+            .flatten()
+            .map(Arc::as_ref)
+            .collect();
+        let synced = depot.sync_nars(kept.into_iter()).map_err(|error| telemetry::chain(&error));
         for (kept, answer) in moved {
             let kept = match &synced {
                 Ok(()) => kept,

@@ -487,7 +487,7 @@ async fn receive_one(
     let verifying = spawn_blocking(move || {
         let mut upload = upload;
         while let Some(bytes) = chunks.blocking_recv() {
-            upload.write(&bytes)?;
+            upload.write_aside(&bytes)?;
         }
         Ok::<_, VerifyError>(upload)
     });

@@ -1,5 +1,6 @@
 //! Does a content belong under its path?
 
+use super::BUFFER_BYTES;
 use crate::{
     core::{
         base32,
@@ -11,6 +12,7 @@ use crate::{
     formats::nar::{NarError, NarLimits, NarReader, NarSink, Regular},
 };
 use sha2::Digest as _;
+use std::io;
 
 /// Hashes the content of the single file that a nar may hold.
 pub(super) struct FlatHasher {
@@ -44,6 +46,20 @@ impl FlatHasher {
         let complete = self.reader.is_some_and(|reader| reader.is_complete());
         (complete && self.sink.is_plain).then(|| self.sink.digest.finish())
     }
+}
+
+/// Returns the SHA-256 of the content of a nar that holds one plain file and nothing else.
+pub(super) fn flat_hash(mut nar: impl io::Read) -> io::Result<Option<Sha256>> {
+    let mut hasher = FlatHasher::new(Digest::sha256());
+    let mut buffer = vec![0; BUFFER_BYTES];
+    while hasher.reader.is_some() {
+        let len = nar.read(&mut buffer)?;
+        if len == 0 {
+            break;
+        }
+        hasher.feed(&buffer[..len]);
+    }
+    Ok(hasher.finish().and_then(|digest| digest.try_into().ok()).map(Sha256::from_bytes))
 }
 
 impl NarSink for FlatSink {
@@ -152,26 +168,33 @@ impl FixedCheck {
     }
 }
 
-/// Returns how `path` follows from a content, in Nix's text form; `None` when it does not follow
-/// in any way that is known here.
+/// Returns how `path` follows from a nar, in Nix's text form; `None` when it does not.
 ///
-/// `flat` is the SHA-256 of the content if it is one plain file. Contents that mention their own
-/// path are not among the known ways.
-pub(super) fn content_address(
+/// Contents that mention their own path are not known here, neither nars nor files.
+pub(super) fn address_of_nar(
     path: &StorePath,
-    nar_hash: &Sha256,
     references: &[StorePath],
-    flat: Option<Sha256>,
+    nar_hash: &Sha256,
+) -> Option<String> {
+    if references.contains(path) {
+        return None;
+    }
+    let found = source_path(path.dir(), path.name(), nar_hash, references, false);
+    found.is_ok_and(|found| found == *path).then(|| fixed(true, "sha256", nar_hash.as_bytes()))
+}
+
+/// Returns how `path` follows from the content of one plain file, of which `flat` is the SHA-256,
+/// in Nix's text form; `None` when it does not.
+pub(super) fn address_of_file(
+    path: &StorePath,
+    references: &[StorePath],
+    flat: &Sha256,
 ) -> Option<String> {
     let (dir, name) = (path.dir(), path.name());
     if references.contains(path) {
         return None;
     }
-    if source_path(dir, name, nar_hash, references, false).is_ok_and(|found| found == *path) {
-        return Some(fixed(true, "sha256", nar_hash.as_bytes()));
-    }
-    let flat = flat?;
-    if text_path(dir, name, &flat, references).is_ok_and(|found| found == *path) {
+    if text_path(dir, name, flat, references).is_ok_and(|found| found == *path) {
         return Some(format!("text:{flat}"));
     }
     let found = fixed_output_path(dir, name, false, "sha256", &flat.hex());

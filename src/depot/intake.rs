@@ -12,7 +12,8 @@ pub use error::IntakeError;
 
 use super::{
     Depot, Fault,
-    content::{Digest, FlatHasher, content_address},
+    aside::Aside,
+    content::{address_of_file, address_of_nar, flat_hash},
     spool::{Compressed, NarCompressor, SmallNarCompressor},
 };
 use crate::{
@@ -30,13 +31,15 @@ use crate::{
     },
 };
 use derivations::Derivations;
-use std::{collections::HashMap, error::Error, sync::Arc};
+use std::{collections::HashMap, error::Error, io, sync::Arc};
 
 /// The longest nar that is held in memory until its path is known, in bytes. Most sources are
 /// patches and scripts; and one that turns out to be held is then never written.
 const NAR_IN_MEMORY_BYTES_MAX: usize = 1024 * 1024;
 /// The same for what looks like a derivation: the longest one that is read, and what a nar adds.
 const DERIVATION_NAR_BYTES_MAX: usize = DRV_BYTES_MAX + 4096;
+/// How much of a longer nar is handed at a time to the thread that compresses it, in bytes.
+const PIECE_BYTES: usize = 256 * 1024;
 /// Where the content begins in the nar of a file that is not executable.
 const CONTENT_AT: usize = 96;
 /// How the text of every derivation begins.
@@ -73,7 +76,7 @@ pub struct IntakeRules {
 pub enum Fact {
     /// A derivation; everything it uses was handed out before it or is known.
     Derivation(Arc<DerivationRecord>),
-    /// A nar, whose file is durable after [`Depot::sync`].
+    /// A nar, whose file is durable after [`Depot::sync_nars`].
     Nar(Arc<NarRecord>),
 }
 
@@ -204,7 +207,46 @@ struct Desk<'a> {
 /// The nar of the entry that is being read; its path comes behind it.
 enum Entry {
     InMemory(Vec<u8>),
-    OnDisk { compressor: Box<NarCompressor>, flat: Box<FlatHasher> },
+    OnDisk(Compressing),
+}
+
+/// A nar that is compressed by a thread beside the one that reads the stream.
+struct Compressing {
+    thread: Aside<Vec<u8>, NarCompressor, io::Error>,
+    /// What was not handed over yet.
+    piece: Vec<u8>,
+}
+
+impl Compressing {
+    fn start(depot: &Depot, begin: Vec<u8>) -> io::Result<Self> {
+        let feed = |compressor: &mut NarCompressor, piece: Vec<u8>| compressor.feed(&piece);
+        let thread = Aside::start(NarCompressor::new(depot)?, feed)?;
+        thread.give(begin);
+        Ok(Self { thread, piece: Vec::with_capacity(PIECE_BYTES) })
+    }
+
+    /// Takes the next bytes. Returns whether all went well so far.
+    fn feed(&mut self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            let room = PIECE_BYTES - self.piece.len();
+            let (fitting, rest) = bytes.split_at(room.min(bytes.len()));
+            self.piece.extend_from_slice(fitting);
+            bytes = rest;
+            if self.piece.len() == PIECE_BYTES {
+                let next = Vec::with_capacity(PIECE_BYTES);
+                if !self.thread.give(std::mem::replace(&mut self.piece, next)) {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Waits for the file, or for what went wrong.
+    fn finish(self) -> io::Result<Compressed> {
+        self.thread.give(self.piece);
+        self.thread.finish()?.finish()
+    }
 }
 
 impl ExportSink for Desk<'_> {
@@ -217,7 +259,7 @@ impl ExportSink for Desk<'_> {
                 nar.clear();
                 nar.shrink_to(NAR_IN_MEMORY_BYTES_MAX);
             }
-            Entry::OnDisk { .. } => self.entry = Entry::InMemory(Vec::new()),
+            Entry::OnDisk(_) => self.entry = Entry::InMemory(Vec::new()),
         }
         Ok(())
     }
@@ -227,16 +269,18 @@ impl ExportSink for Desk<'_> {
             Entry::InMemory(nar) => {
                 nar.extend_from_slice(bytes);
                 if nar.len() > in_memory_max(nar) {
-                    let mut compressor = Box::new(NarCompressor::new(&self.depot)?);
-                    let mut flat = Box::new(FlatHasher::new(Digest::sha256()));
-                    compressor.feed(nar)?;
-                    flat.feed(nar);
-                    self.entry = Entry::OnDisk { compressor, flat };
+                    let begin = std::mem::take(nar);
+                    self.entry = Entry::OnDisk(Compressing::start(&self.depot, begin)?);
                 }
             }
-            Entry::OnDisk { compressor, flat } => {
-                compressor.feed(bytes)?;
-                flat.feed(bytes);
+            Entry::OnDisk(compressing) => {
+                if !compressing.feed(bytes)
+                    && let Entry::OnDisk(failed) =
+                        std::mem::replace(&mut self.entry, Entry::InMemory(Vec::new()))
+                {
+                    failed.finish()?;
+                    return Err(IntakeError::Over);
+                }
             }
         }
         Ok(())
@@ -279,16 +323,24 @@ impl Desk<'_> {
             return Ok(());
         }
         let entry = std::mem::replace(&mut self.entry, Entry::InMemory(Vec::new()));
-        let (compressed, flat) = match entry {
+        let mut content_address = address_of_nar(&path, &references, &nar_hash);
+        // Few are addressed by their files, so those of the others are not hashed.
+        let by_file = |flat: Option<Sha256>| address_of_file(&path, &references, &flat?);
+        let compressed = match entry {
             Entry::InMemory(nar) => {
-                let mut flat = FlatHasher::new(Digest::sha256());
-                flat.feed(&nar);
-                (Pending::InMemory(nar), flat)
+                if content_address.is_none() {
+                    content_address = by_file(flat_hash(&nar[..])?);
+                }
+                Pending::InMemory(nar)
             }
-            Entry::OnDisk { compressor, flat } => (Pending::OnDisk(compressor), *flat),
+            Entry::OnDisk(compressing) => {
+                let compressed = compressing.finish()?;
+                if content_address.is_none() {
+                    content_address = by_file(flat_hash(compressed.file.nar()?)?);
+                }
+                Pending::OnDisk(compressed)
+            }
         };
-        let flat = flat.finish().and_then(|digest| digest.try_into().ok()).map(Sha256::from_bytes);
-        let content_address = content_address(&path, &nar_hash, &references, flat);
         let origin = match &content_address {
             Some(_) => NarOrigin::ContentAddressed,
             None if self.rules.trusted_import => NarOrigin::Trusted,
@@ -296,7 +348,7 @@ impl Desk<'_> {
         };
         let Compressed { file, file_hash, file_bytes } = match compressed {
             Pending::InMemory(nar) => self.small.compress(&self.depot, &nar)?,
-            Pending::OnDisk(compressor) => compressor.finish()?,
+            Pending::OnDisk(compressed) => compressed,
         };
         file.settle(&self.depot, &file_hash)?;
         self.derivations.uses_sources(references.iter().filter(|reference| **reference != path));
@@ -320,10 +372,10 @@ impl Desk<'_> {
     }
 }
 
-/// A nar that is still to be compressed, wholly or at its end.
+/// A nar that is still to be compressed, or was.
 enum Pending {
     InMemory(Vec<u8>),
-    OnDisk(Box<NarCompressor>),
+    OnDisk(Compressed),
 }
 
 /// Returns how long this nar may become before it goes to the disk.

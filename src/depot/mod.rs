@@ -9,14 +9,16 @@
 //! Hardly anything here is locked: files of the depot are named after the hash of their bytes and
 //! are never written twice, so two threads that bring the same nar do no harm. Only the removal of
 //! files that no row speaks of keeps everybody out for a moment. The order that keeps
-//! promises is always the same: files are moved into place, then [`Depot::sync`], then the rows
+//! promises is always the same: files are moved into place, then [`Depot::sync_nars`], then the
 //! are committed, then others hear of it. Small nars go the other way: their bytes are committed
 //! with their rows, and [`Depot::write_out`] makes files of them afterwards.
 //!
 //! It is called by the coordinator.
 
+mod aside;
 mod content;
 mod error;
+mod flusher;
 mod intake;
 mod key;
 mod layout;
@@ -52,6 +54,7 @@ use crate::{
 use layout::{Dialect, Places};
 use spool::{SpoolNames, TempFile};
 use std::{
+    collections::BTreeSet,
     io,
     path::Path,
     sync::{Arc, PoisonError, RwLock},
@@ -62,6 +65,9 @@ use std::{
 const WINDOW_LOG_MAX: u32 = 27;
 /// How much is read and written at a time, in bytes.
 const BUFFER_BYTES: usize = 128 * 1024;
+/// Up to how many nars are synced one by one. Each costs a wait or two; syncing the whole
+/// filesystem costs one wait, but for everything that anybody has written there.
+const SYNCED_APART_MAX: usize = 4;
 
 /// The nars of a state directory. Clones are the same depot.
 #[derive(Debug, Clone)]
@@ -119,7 +125,33 @@ impl Depot {
         Ok(())
     }
 
-    /// Moves a verified upload into the depot. It is durable after [`Depot::sync`].
+    /// Waits until these nars, which were moved into the depot, are on the disk. Call it before the
+    /// rows are committed that speak of them.
+    ///
+    /// # Errors
+    /// When the disk failed: commit nothing.
+    pub fn sync_nars<'a>(
+        &self,
+        nars: impl ExactSizeIterator<Item = &'a NarRecord>,
+    ) -> Result<(), DepotError> {
+        if nars.len() > SYNCED_APART_MAX {
+            return self.sync();
+        }
+        let mut changed = BTreeSet::new();
+        for nar in nars {
+            self.open_nar(&nar.file_hash)?.sync_all()?;
+            changed.insert(self.0.places.shard(&nar.file_hash));
+        }
+        // A shard may be new, too.
+        changed.insert(self.0.places.depot.clone());
+        for directory in changed {
+            fs_err::File::open(directory)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// Moves a verified upload into the depot. It is durable after [`Depot::sync_nars`] or
+    /// [`Depot::sync`].
     ///
     /// # Errors
     /// When files cannot be moved; the upload then is still in `incoming/` and can be resumed.

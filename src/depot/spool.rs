@@ -4,7 +4,10 @@
 //! the process with that tag and is worth nothing to another. `upload-ATTEMPT-PATH-FILE` is what
 //! has come of an upload, and outlives the process so that the upload can be resumed.
 
-use super::{Depot, DepotError};
+use super::{
+    Depot, DepotError,
+    flusher::{FLUSH_BYTES, Flusher},
+};
 use crate::core::{hash::Sha256, hash::Sha256Hasher, id::AttemptId, store_path::StorePath};
 use std::{
     collections::BTreeMap,
@@ -56,6 +59,12 @@ pub(super) fn upload_name(attempt: AttemptId, path: &StorePath, file_hash: &Sha2
 pub(super) struct TempFile(Option<PathBuf>);
 
 impl TempFile {
+    /// Reads the nar that was compressed into the file.
+    pub(super) fn nar(&self) -> io::Result<impl io::Read + use<>> {
+        let path = self.0.as_deref().unwrap_or(Path::new(""));
+        zstd::stream::read::Decoder::new(fs_err::File::open(path)?)
+    }
+
     /// Moves the file into the depot.
     pub(super) fn settle(mut self, depot: &Depot, file_hash: &Sha256) -> io::Result<()> {
         let path = self.0.take().unwrap_or_default();
@@ -94,7 +103,8 @@ pub(super) struct NarCompressor {
 impl NarCompressor {
     pub(super) fn new(depot: &Depot) -> io::Result<Self> {
         let (out, file) = depot.new_spool()?;
-        let out = Hashing { out, hasher: Sha256Hasher::default(), bytes: 0 };
+        let flusher = Flusher::start(&out, |()| Ok(()))?;
+        let out = Hashing { out, hasher: Sha256Hasher::default(), bytes: 0, asked: 0, flusher };
         Ok(Self { encoder: zstd::stream::write::Encoder::new(out, ZSTD_LEVEL)?, file })
     }
 
@@ -103,7 +113,8 @@ impl NarCompressor {
     }
 
     pub(super) fn finish(self) -> io::Result<Compressed> {
-        let Hashing { hasher, bytes, .. } = self.encoder.finish()?;
+        let Hashing { hasher, bytes, flusher, .. } = self.encoder.finish()?;
+        flusher.finish()?;
         Ok(Compressed { file: self.file, file_hash: hasher.finish(), file_bytes: bytes })
     }
 }
@@ -125,11 +136,14 @@ impl SmallNarCompressor {
     }
 }
 
-/// Hashes and counts what goes into a file.
+/// Hashes and counts what goes into a file, and has it brought to the disk meanwhile.
 struct Hashing {
     out: fs_err::File,
     hasher: Sha256Hasher,
     bytes: u64,
+    /// How many of them the flusher was asked for.
+    asked: u64,
+    flusher: Flusher<()>,
 }
 
 impl Write for Hashing {
@@ -137,6 +151,12 @@ impl Write for Hashing {
         let len = self.out.write(bytes)?;
         self.hasher.update(&bytes[..len]);
         self.bytes += len as u64;
+        if self.bytes - self.asked >= FLUSH_BYTES {
+            self.flusher.synced()?;
+            if self.flusher.ask(()) {
+                self.asked = self.bytes;
+            }
+        }
         Ok(len)
     }
 

@@ -1,7 +1,8 @@
 //! Uploads: the compressed nar of one output, from an agent.
 //!
 //! The bytes go to a file in `incoming/` and at the same time through everything that can be said
-//! of them, so that an upload is verified when its last byte has come. An upload that breaks off
+//! of them, so that an upload is verified when its last byte has come. Long ones have two threads
+//! for it, and a third that brings to the disk what was written. An upload that breaks off
 //! leaves its file there; the next try of the same attempt reads it again and goes on behind it.
 
 mod check;
@@ -14,7 +15,7 @@ pub use error::VerifyError;
 pub use small::SmallNars;
 pub use spooled::SYNC_INTERVAL;
 
-use super::{Depot, Fault, spool::upload_name};
+use super::{Depot, Fault, aside::Aside, spool::upload_name};
 use crate::{
     core::{
         derivation::FixedOutput, hash::Sha256, id::AttemptId, path_info::PathInfo,
@@ -23,6 +24,7 @@ use crate::{
     formats::nar::NarLimits,
     protocol::bulk::OfferedOutput,
 };
+use bytes::Bytes;
 use check::NarCheck;
 pub(super) use spooled::Spooled;
 use std::io;
@@ -34,6 +36,9 @@ const COMPRESSION_CHARS_SHOWN_MAX: usize = 40;
 /// How much longer than its nar a compressed file may be: block headers of content that cannot be
 /// compressed take 3 bytes in 128 KiB, and an encoder that is flushed often needs more.
 const COMPRESSION_OVERHEAD_MAX: u64 = 64 * 1024;
+/// From which length on a file gets threads of its own, in bytes: they cost as much as hashing a
+/// tenth of this.
+const ASIDE_BYTES_MIN: u64 = 1 << 20;
 
 /// What an upload must turn out to be.
 #[derive(Debug)]
@@ -60,9 +65,18 @@ pub struct Upload {
     spooled: Spooled,
     /// Bytes that an earlier try brought.
     offset: u64,
-    /// Gone when the upload was refused.
-    check: Option<NarCheck>,
+    check: Check,
     declared: Declared,
+}
+
+/// What looks at the bytes.
+enum Check {
+    /// Whoever brings them.
+    Here(Box<NarCheck>),
+    /// A thread of its own.
+    Aside(Aside<Bytes, Box<NarCheck>, VerifyError>),
+    /// Nothing: the upload was refused, or is complete.
+    Over,
 }
 
 /// What the agent declared of the file.
@@ -116,18 +130,18 @@ impl Depot {
         check_declarations(expected, &rules.limits)?;
         let name = upload_name(rules.attempt, &expected.info.path, &expected.file_hash);
         let declared = Declared { file_hash: expected.file_hash, file_bytes: expected.file_bytes };
-        let mut check = NarCheck::new(rules)?;
+        let mut check = Box::new(NarCheck::new(rules)?);
         let path = self.0.places.incoming.join(name);
         let (mut spooled, mark) = Spooled::open(path, declared.file_bytes)?;
         if let Some(mark) = mark {
             // Whatever is wrong with it, it cannot be gone on with. Begin again, once.
             if !matches!(spooled.reread(mark, |bytes| check.feed(bytes)), Ok(true)) {
                 spooled.restart().map_err(Fault::Io)?;
-                check = NarCheck::new(rules)?;
+                *check = NarCheck::new(rules)?;
             }
         }
         let offset = spooled.bytes();
-        Ok(Upload { depot: self.clone(), spooled, offset, check: Some(check), declared })
+        Ok(Upload { depot: self.clone(), spooled, offset, check: Check::Here(check), declared })
     }
 }
 
@@ -144,11 +158,21 @@ impl Upload {
     /// A [`VerifyError`]; unless it is a [`VerifyError::Fault`], nothing of the upload is kept and
     /// it cannot go on.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), VerifyError> {
-        let result = self.take(bytes).and_then(|()| {
-            // Written last, so that what was refused is not resumed.
-            Ok(self.spooled.append(bytes).map_err(Fault::Io)?)
-        });
-        result.map_err(|error| self.refused(error))
+        let looked = self.look(bytes);
+        self.append(looked, bytes)
+    }
+
+    /// Takes the next bytes of the file, and of a long one has a thread beside this one look at
+    /// them: what is wrong with them may then be told later.
+    ///
+    /// # Errors
+    /// As for [`Upload::write`].
+    pub fn write_aside(&mut self, bytes: &Bytes) -> Result<(), VerifyError> {
+        if self.declared.file_bytes < ASIDE_BYTES_MIN {
+            return self.write(bytes);
+        }
+        let handed = self.look_aside(bytes.clone());
+        self.append(handed, bytes)
     }
 
     /// Ends the upload. `file_hash` is what the agent says at its end.
@@ -167,7 +191,7 @@ impl Upload {
 
     fn complete(&mut self, file_hash: Sha256) -> Result<PathInfo, VerifyError> {
         let Declared { file_hash: declared, file_bytes } = self.declared;
-        let check = self.check.take().ok_or(VerifyError::Over)?;
+        let check = self.looked_at()?;
         if self.spooled.bytes() != file_bytes {
             let came = self.spooled.bytes();
             return Err(VerifyError::FileBytes { declared: file_bytes, came });
@@ -180,22 +204,69 @@ impl Upload {
         }
         let mut info = check.finish()?;
         self.depot.sign(&mut info);
+        if file_bytes >= ASIDE_BYTES_MIN {
+            // Not left to whoever keeps it, who has others' nars to keep as well.
+            self.spooled.flush().map_err(Fault::Io)?;
+        }
         Ok(info)
     }
 
     /// Looks at bytes without writing them.
-    fn take(&mut self, bytes: &[u8]) -> Result<(), VerifyError> {
-        let check = self.check.as_mut().ok_or(VerifyError::Over)?;
+    fn look(&mut self, bytes: &[u8]) -> Result<(), VerifyError> {
+        self.check_length(bytes)?;
+        match &mut self.check {
+            Check::Here(check) => check.feed(bytes),
+            Check::Aside(_) => self.look_aside(Bytes::copy_from_slice(bytes)),
+            Check::Over => Err(VerifyError::Over),
+        }
+    }
+
+    /// Has bytes looked at by another thread.
+    fn look_aside(&mut self, bytes: Bytes) -> Result<(), VerifyError> {
+        self.check_length(&bytes)?;
+        self.check = match std::mem::replace(&mut self.check, Check::Over) {
+            Check::Here(check) => {
+                let feed = |check: &mut Box<NarCheck>, piece: Bytes| check.feed(&piece);
+                Check::Aside(Aside::start(check, feed)?)
+            }
+            other @ (Check::Aside(_) | Check::Over) => other,
+        };
+        match &self.check {
+            Check::Aside(aside) if aside.give(bytes) => Ok(()),
+            Check::Aside(_) | Check::Here(_) | Check::Over => {
+                self.looked_at().and(Err(VerifyError::Over))
+            }
+        }
+    }
+
+    /// Waits until all bytes that came were looked at, and ends that.
+    fn looked_at(&mut self) -> Result<Box<NarCheck>, VerifyError> {
+        match std::mem::replace(&mut self.check, Check::Over) {
+            Check::Here(check) => Ok(check),
+            Check::Aside(aside) => aside.finish(),
+            Check::Over => Err(VerifyError::Over),
+        }
+    }
+
+    /// Refuses bytes that make the file longer than it is declared to be.
+    fn check_length(&self, bytes: &[u8]) -> Result<(), VerifyError> {
         let came = self.spooled.bytes().saturating_add(bytes.len() as u64);
         if came > self.declared.file_bytes {
             return Err(VerifyError::FileBytes { declared: self.declared.file_bytes, came });
         }
-        check.feed(bytes)
+        Ok(())
+    }
+
+    /// Writes bytes that were looked at, or are being. Last, so that what was refused is not
+    /// resumed; what is refused later is removed.
+    fn append(&mut self, looked: Result<(), VerifyError>, bytes: &[u8]) -> Result<(), VerifyError> {
+        let result = looked.and_then(|()| Ok(self.spooled.append(bytes).map_err(Fault::Io)?));
+        result.map_err(|error| self.refused(error))
     }
 
     /// Gives the upload up, and says whose fault it is.
     fn refused(&mut self, error: VerifyError) -> VerifyError {
-        self.check = None;
+        self.check = Check::Over;
         if matches!(error, VerifyError::Fault(_) | VerifyError::Over) {
             // All that was written is what the agent sent, and passed as far as it goes.
             return error;

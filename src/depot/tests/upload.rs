@@ -15,7 +15,7 @@ use crate::{
         narinfo,
         signature::nix::NixPublicKey,
     },
-    protocol::bulk::{OfferedOutput, RefusalCode},
+    protocol::bulk::{CHUNK_BYTES_MAX, OfferedOutput, RefusalCode},
 };
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -89,6 +89,17 @@ impl Sent {
         small.of_attempt(&rules.candidates).verify(&rules, &honest.bytes, AT).unwrap();
         let rules = self.rules();
         small.of_attempt(&rules.candidates).verify(&rules, &self.bytes, AT)
+    }
+
+    /// Sends what is left to send, as an agent's connection brings it: looked at by another thread.
+    fn send_long(&self, world: &World) -> Result<VerifiedNar, VerifyError> {
+        let mut upload = world.depot.upload(&self.rules())?;
+        let offset = usize::try_from(upload.offset()).unwrap();
+        let bytes = bytes::Bytes::from(self.bytes.clone());
+        for start in (offset..bytes.len()).step_by(CHUNK_BYTES_MAX) {
+            upload.write_aside(&bytes.slice(start..bytes.len().min(start + CHUNK_BYTES_MAX)))?;
+        }
+        upload.finish(self.offer.file_hash)
     }
 
     /// Sends to a fresh depot, where it must be refused without a trace.
@@ -383,19 +394,78 @@ fn a_damaged_earlier_part_is_sent_again() {
     assert!(sent.send(&world).is_ok());
 }
 
+/// Returns so many bytes that no compressor sees through.
+fn incompressible(bytes: u64) -> Vec<u8> {
+    (0..bytes / 8)
+        .map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        .flat_map(|n| n.rotate_left(29).wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes())
+        .collect()
+}
+
+#[test]
+fn a_long_upload_is_looked_at_like_a_short_one() {
+    let content = incompressible(4 << 20);
+    let (a, b) = (path("a"), path("b"));
+    let good = Sent::new(&[&file(&content).nar()[..], &mentioning(&[])].concat(), &[]);
+    assert!(matches!(good.send_long(&World::new()), Err(VerifyError::TrailingBytes)));
+    let text = [&content[..], a.to_string().as_bytes(), &content].concat();
+    let good = Sent::new(&file(&text).nar(), std::slice::from_ref(&a));
+    let refusal = |sent: &Sent| {
+        let world = World::new();
+        let error = sent.send_long(&world).map(drop).unwrap_err();
+        assert!(world.files("incoming").is_empty(), "{error}");
+        error
+    };
+    let mut sent = good.clone();
+    sent.offer.info.references = vec![b];
+    assert!(matches!(refusal(&sent), VerifyError::UndeclaredReference(_)));
+    let mut sent = good.clone();
+    sent.offer.info.nar_hash = Sha256::of(b"");
+    assert!(matches!(refusal(&sent), VerifyError::NarHash { .. }));
+    for damage in [0, good.bytes.len() / 3, good.bytes.len() - 1] {
+        let mut sent = good.clone();
+        sent.bytes[damage] ^= 1;
+        assert!(matches!(
+            refusal(&sent),
+            VerifyError::FileHash { .. } | VerifyError::Zstd(_) | VerifyError::Nar(_)
+        ));
+    }
+    let mut sent = good.clone();
+    sent.file(good.bytes[..good.bytes.len() / 2].to_vec());
+    assert!(matches!(refusal(&sent), VerifyError::ZstdTruncated));
+    let world = World::new();
+    let record = world.depot.keep(good.send_long(&world).unwrap(), AT).unwrap();
+    world.depot.sync_nars([&record].into_iter()).unwrap();
+    assert_eq!(record.info.references, [a]);
+    assert_eq!(fs_err::read(world.depot.0.places.nar(&record.file_hash)).unwrap(), good.bytes);
+    assert!(world.files("incoming").is_empty());
+}
+
+#[test]
+fn a_long_upload_that_breaks_off_is_gone_on_with_where_it_was() {
+    let sent = Sent::new(&file(&incompressible(24 << 20)).nar(), &[]);
+    let world = World::new();
+    let cut = 3 * (sent.bytes.len() / 4);
+    let mut upload = world.depot.upload(&sent.rules()).unwrap();
+    for piece in sent.bytes[..cut].chunks(CHUNK_BYTES_MAX) {
+        upload.write_aside(&bytes::Bytes::copy_from_slice(piece)).unwrap();
+    }
+    drop(upload);
+    assert_eq!(world.depot.upload(&sent.rules()).unwrap().offset(), cut as u64);
+    let record = world.depot.keep(sent.send_long(&world).unwrap(), AT).unwrap();
+    assert_eq!(fs_err::read(world.depot.0.places.nar(&record.file_hash)).unwrap(), sent.bytes);
+    assert!(world.files("incoming").is_empty());
+}
+
 #[test]
 fn a_killed_coordinator_has_all_but_the_last_interval() {
-    let content: Vec<u8> = (0u64..)
-        .map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15))
-        .take(10 << 20)
-        .flat_map(|n| n.rotate_left(29).wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes())
-        .collect();
-    let sent = Sent::new(&file(&content).nar(), &[]);
+    let sent = Sent::new(&file(&incompressible(80 << 20)).nar(), &[]);
     let sync = usize::try_from(SYNC_INTERVAL).unwrap();
-    assert!(sent.bytes.len() > sync + (sync >> 3), "it is too short: {}", sent.bytes.len());
+    let came = sync + (sync >> 3);
+    assert!(sent.bytes.len() > came, "it is too short: {}", sent.bytes.len());
     let world = World::new();
     let mut upload = world.depot.upload(&sent.rules()).unwrap();
-    for piece in sent.bytes[..sync + (sync >> 3)].chunks(1 << 20) {
+    for piece in sent.bytes[..came].chunks(1 << 20) {
         upload.write(piece).unwrap();
     }
     // What a killed process leaves: no destructor has run, the lock is gone. The copy stands for
@@ -404,7 +474,9 @@ fn a_killed_coordinator_has_all_but_the_last_interval() {
     for name in world.files("incoming") {
         fs_err::copy(incoming.join(&name), after.dir.path().join("incoming").join(&name)).unwrap();
     }
-    assert_eq!(after.depot.upload(&sent.rules()).unwrap().offset(), SYNC_INTERVAL);
+    let kept = after.depot.upload(&sent.rules()).unwrap().offset();
+    let came = came as u64;
+    assert!((came - SYNC_INTERVAL..=came).contains(&kept) && kept > 0, "{kept} of {came}");
     assert!(sent.send(&after).is_ok());
 }
 

@@ -109,6 +109,12 @@ pub enum VerifyError {
     Fault(#[from] Fault),
 }
 
+impl From<io::Error> for VerifyError {
+    fn from(error: io::Error) -> Self {
+        Self::Fault(Fault::Io(error))
+    }
+}
+
 impl VerifyError {
     /// Returns what is wrong with a compressed file, or with what it decompresses to.
     pub(super) fn of_frame(bad: BadFrame<Self>) -> Self {
