@@ -139,16 +139,17 @@ impl EngineHandle {
         self.tell(Input::Intake { closed: reason }).await
     }
 
-    /// Writes facts down and waits until they are durable, from a thread that may wait.
+    /// Has facts written down, from a thread that may wait; [`Recording::wait`] tells when they are
+    /// durable. What is handed in meanwhile shares a commit.
     ///
     /// # Errors
     /// [`EngineGone`].
-    pub fn record_blocking(&self, changes: Vec<Change>) -> Result<(), EngineGone> {
+    pub fn record_blocking(&self, changes: Vec<Change>) -> Result<Recording, EngineGone> {
         let (reply, answer) = oneshot::channel();
         let make = Box::new(|token| Input::Record { token: Some(token), changes });
         let message = Message::Input { make, reply: Some(reply) };
         self.messages.blocking_send(message).map_err(|_| EngineGone)?;
-        answer.blocking_recv().map(drop).map_err(|_| EngineGone)
+        Ok(Recording(answer))
     }
 
     /// Asks for builds.
@@ -201,6 +202,21 @@ impl EngineHandle {
         let (reply, answer) = oneshot::channel();
         self.messages.send(Message::CompareWithDisk { reply }).await.map_err(|_| EngineGone)?;
         answer.await.map_err(|_| EngineGone)
+    }
+}
+
+/// Facts on their way to the disk.
+#[derive(Debug)]
+#[must_use = "facts are durable when they were waited for"]
+pub struct Recording(oneshot::Receiver<Answer>);
+
+impl Recording {
+    /// Waits until the facts are durable, on a thread that may wait.
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub fn wait(self) -> Result<(), EngineGone> {
+        self.0.blocking_recv().map(drop).map_err(|_| EngineGone)
     }
 }
 

@@ -1,14 +1,21 @@
 //! Export streams on their way in: verified piece by piece, written down in slices.
 
-use super::{Coordinator, engine_thread::EngineGone};
+use super::{
+    Coordinator,
+    engine_thread::{EngineGone, Recording},
+};
 use crate::{
-    core::{change::Change, hash::Sha256, store_path::StorePath},
+    core::{
+        change::{Change, NarRecord},
+        hash::Sha256,
+        store_path::StorePath,
+    },
     depot::{DepotError, Fact, IntakeError, IntakeRules, IntakeSummary, Known},
     formats::{export::ExportLimits, nar::NarLimits},
     store::{Reader, StoreError},
 };
 use bytes::Bytes;
-use std::error::Error;
+use std::{collections::VecDeque, error::Error, sync::Arc};
 use tokio::sync::mpsc;
 
 /// How many pieces of a stream may wait for the thread that verifies it.
@@ -18,6 +25,9 @@ const PIECES_MAX: usize = 64;
 const SLICE_FACTS: usize = 500;
 /// How many bytes of derivations are written down together.
 const SLICE_BYTES: usize = 4 * 1024 * 1024;
+/// How many slices may be on their way to the disk while more of the stream is verified: the disk
+/// and the verification work at the same time, and slices that wait share a commit.
+const SLICES_AHEAD_MAX: usize = 4;
 /// What a submitted nar may ask. The largest sources of real distributions have 4 GB.
 const NAR_LIMITS: NarLimits =
     NarLimits { bytes_max: 64 << 30, entries_max: 10_000_000, depth_max: 512 };
@@ -106,6 +116,7 @@ fn take(
     };
     let mut intake = coordinator.depot.intake(&known, rules)?;
     let mut slice = Slice::default();
+    let mut recordings = VecDeque::with_capacity(SLICES_AHEAD_MAX);
     loop {
         match pieces.blocking_recv() {
             None => return Err(SubmissionError::Lost),
@@ -114,14 +125,18 @@ fn take(
                 intake.feed(&bytes)?;
                 slice.add(intake.take_ready());
                 if slice.is_full() {
-                    slice.write(coordinator)?;
+                    if recordings.len() == SLICES_AHEAD_MAX {
+                        recordings.pop_front().map_or(Ok(()), Recording::wait)?;
+                    }
+                    recordings.extend(slice.write(coordinator)?);
                 }
             }
         }
     }
     let mut summary = intake.finish()?;
     slice.add(std::mem::take(&mut summary.ready));
-    slice.write(coordinator)?;
+    recordings.extend(slice.write(coordinator)?);
+    recordings.into_iter().try_for_each(Recording::wait)?;
     Ok(summary)
 }
 
@@ -130,7 +145,8 @@ fn take(
 struct Slice {
     facts: Vec<Fact>,
     bytes: usize,
-    nars: bool,
+    /// Those of the facts whose files must be on the disk first.
+    nars: Vec<Arc<NarRecord>>,
 }
 
 impl Slice {
@@ -138,7 +154,7 @@ impl Slice {
         for fact in &facts {
             match fact {
                 Fact::Derivation(record) => self.bytes += record.text.len(),
-                Fact::Nar(_) => self.nars = true,
+                Fact::Nar(record) => self.nars.push(Arc::clone(record)),
             }
         }
         self.facts.extend(facts);
@@ -148,15 +164,16 @@ impl Slice {
         self.facts.len() >= SLICE_FACTS || self.bytes >= SLICE_BYTES
     }
 
-    fn write(&mut self, coordinator: &Coordinator) -> Result<(), SubmissionError> {
+    /// Has the facts written down, if there are any.
+    fn write(&mut self, coordinator: &Coordinator) -> Result<Option<Recording>, SubmissionError> {
         if self.facts.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        if self.nars {
-            coordinator.depot.sync()?;
+        if !self.nars.is_empty() {
+            coordinator.depot.sync_nars(self.nars.iter().map(Arc::as_ref))?;
         }
         let slice = std::mem::take(self);
-        coordinator.engine.record_blocking(slice.facts.into_iter().map(Change::from).collect())?;
-        Ok(())
+        let changes = slice.facts.into_iter().map(Change::from).collect();
+        Ok(Some(coordinator.engine.record_blocking(changes)?))
     }
 }
