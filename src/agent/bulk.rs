@@ -5,6 +5,7 @@ use crate::{
     protocol::{
         BULK_SUBSYSTEM,
         bulk::{BulkFromAgent, BulkToAgent, STALL_MAX},
+        data::data_of,
         frame::{self, Decoder, FrameError},
     },
     ssh::{
@@ -249,8 +250,11 @@ impl Exchange {
     ) -> Result<BulkToAgent, BulkError> {
         let line = self.line.as_mut().ok_or(BulkError::Lost)?;
         loop {
-            if let Some(message) = line.decoder.next_message()? {
-                return Ok(message);
+            if let Some(body) = line.decoder.next_frame()? {
+                return Ok(match data_of(&body) {
+                    Some(bytes) => BulkToAgent::Data { bytes },
+                    None => frame::decode(&body)?,
+                });
             }
             let incoming = timeout(silence, line.reader.next()).await;
             match incoming.map_err(|_| BulkError::Late(silence))? {

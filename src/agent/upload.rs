@@ -9,6 +9,7 @@ use crate::{
     core::id::AttemptId,
     protocol::{
         bulk::{BulkFromAgent, BulkToAgent, OfferedOutput, OutputPlan, RefusalCode, STALL_MAX},
+        data::data_frame,
         frame,
     },
 };
@@ -196,15 +197,25 @@ fn frames_of(
     let mut left = file.bytes;
     while left > 0 {
         let length = usize::try_from(left).unwrap_or(usize::MAX).min(piece_bytes);
-        let mut bytes = vec![0u8; length];
-        reader.read_exact(&mut bytes).map_err(UploadError::Spool)?;
+        let frame = frame_of(&mut reader, length)?;
         left = left.saturating_sub(length as u64);
-        let data = BulkFromAgent::Data { bytes: bytes.into() };
-        let frame = frame::encode(&data).map_err(BulkError::from)?;
         frames.blocking_send(Ok(frame)).map_err(given_up)?;
     }
     let end = frame::encode(&file.end).map_err(BulkError::from)?;
     frames.blocking_send(Ok(end)).map_err(given_up)
+}
+
+/// Makes the message that carries the next `length` bytes.
+fn frame_of(reader: &mut fs_err::File, length: usize) -> Result<Bytes, UploadError> {
+    if let Ok((mut frame, start)) = data_frame(length) {
+        // Read to where they are sent from.
+        reader.read_exact(&mut frame[start..]).map_err(UploadError::Spool)?;
+        return Ok(frame.into());
+    }
+    let mut bytes = vec![0; length];
+    reader.read_exact(&mut bytes).map_err(UploadError::Spool)?;
+    let data = BulkFromAgent::Data { bytes: bytes.into() };
+    Ok(frame::encode(&data).map_err(BulkError::from)?)
 }
 
 /// Listens while bytes are sent and verified. Returns what is said that is no sign of life, and

@@ -23,6 +23,7 @@ use crate::{
             BulkFromAgent, BulkToAgent, CHUNK_BYTES_MAX, OFFERS_AHEAD_MAX, PATHS_PER_PAGE,
             REFERENCES_PER_PAGE, RefusalCode, SIGN_INTERVAL, STALL_MAX,
         },
+        data::data_of,
         frame::{self, Decoder, FrameError},
     },
     ssh::{ChannelReader, GuardedWriter, Incoming, Request, WriteError},
@@ -169,7 +170,10 @@ impl BulkChannel {
     fn decoded(&mut self) -> Result<Option<BulkFromAgent>, BulkEnd> {
         let Some(body) = self.decoder.next_frame()? else { return Ok(None) };
         self.frame_bytes = body.len();
-        Ok(Some(frame::decode(&body)?))
+        Ok(Some(match data_of(&body) {
+            Some(bytes) => BulkFromAgent::Data { bytes },
+            None => frame::decode(&body)?,
+        }))
     }
 
     /// Takes in what came. Returns whether more can come.

@@ -12,6 +12,7 @@
 )]
 
 pub mod bulk;
+pub mod data;
 pub mod frame;
 pub mod handshake;
 pub mod message;
