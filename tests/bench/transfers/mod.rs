@@ -86,7 +86,8 @@ pub(crate) fn run((name, part): Part, options: Options, program: &Path) -> Secti
         options,
         program: program.to_owned(),
         scratch: dir.path().to_owned(),
-        runtime: Runtime::new().unwrap(),
+        // As agents have it.
+        runtime: steading::ssh::runtime().unwrap(),
     };
     say(&format!("{name} …"));
     part(&bench)
