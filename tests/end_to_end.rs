@@ -30,7 +30,7 @@ use std::{
 use steading::{core::store_path::StorePath, telemetry::Clock};
 
 /// What is asked for, and how it must end.
-const GRAPHS: [(&str, &str); 12] = [
+const GRAPHS: [(&str, &str); 14] = [
     ("wide", "succeeded"),
     ("ticking", "succeeded"),
     ("chain", "succeeded"),
@@ -41,6 +41,8 @@ const GRAPHS: [(&str, &str); 12] = [
     ("selfReference", "succeeded"),
     ("manyFiles", "succeeded"),
     ("big", "succeeded"),
+    ("archive", "succeeded"),
+    ("usesArchive", "succeeded"),
     ("failing", "failed"),
     ("dependsOnFailing", "blocked"),
 ];
@@ -103,6 +105,7 @@ fn a_real_graph_is_built_by_two_agents_and_read_back_by_a_stock_nix() {
     let check = farm.run("check");
     assert!(check.status.success(), "{}", check.stdout.escape_ascii());
     a_stock_nix_substitutes_everything(&farm, &home, &reader, &asked);
+    what_is_compressed_already_is_published_as_it_is(&farm, &asked);
     compare_the_upload_with_sftp(&farm, &asked);
     println!(
         "measured: {} ms from the first process to the last substitution, coordinator {} KiB",
@@ -256,6 +259,29 @@ fn a_stock_nix_substitutes_everything(
     }
 }
 
+/// The stock Nix has read these, too.
+fn what_is_compressed_already_is_published_as_it_is(farm: &Farm, asked: &[Asked]) {
+    for (attribute, compression, suffix) in
+        [("archive", "none", ".nar"), ("usesArchive", "none", ".nar"), ("big", "zstd", ".nar.zst")]
+    {
+        let narinfo = narinfo_of(farm, asked, attribute);
+        let field = |name: &str| narinfo.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        assert_eq!(field("Compression: "), compression, "{attribute}");
+        assert_eq!(field("URL: ").split_once('.').unwrap().1, &suffix[1..], "{attribute}");
+        assert_eq!(field("FileHash: ") == field("NarHash: "), compression == "none");
+    }
+}
+
+/// Returns the published narinfo of a graph's only output.
+fn narinfo_of(farm: &Farm, asked: &[Asked], attribute: &str) -> String {
+    let found = asked.iter().find(|asked| asked.attribute == attribute).unwrap();
+    let shown = &farm.objects(&format!("show {}", found.build))[0];
+    let path = shown["outputs"][0]["path"].as_str().unwrap();
+    let hash_part = &path["/nix/store/".len()..][..32];
+    let tree = farm.state().join("public/nix-store");
+    fs_err::read_to_string(tree.join(format!("{hash_part}.narinfo"))).unwrap()
+}
+
 /// Prints how long the largest upload took, verified and committed, and how long `sftp put` takes
 /// with the same file. Nothing is asserted: one pair of times on a busy machine proves nothing.
 fn compare_the_upload_with_sftp(farm: &Farm, asked: &[Asked]) {
@@ -265,12 +291,9 @@ fn compare_the_upload_with_sftp(farm: &Farm, asked: &[Asked]) {
         shown["attempts"][0][field].as_str().unwrap().parse().unwrap()
     };
     let upload_ms = time("ended_at").as_millisecond() - time("built_at").as_millisecond();
-    let path = shown["outputs"][0]["path"].as_str().unwrap();
-    let tree = farm.state().join("public/nix-store");
-    let hash_part = &path["/nix/store/".len()..][..32];
-    let narinfo = fs_err::read_to_string(tree.join(format!("{hash_part}.narinfo"))).unwrap();
+    let narinfo = narinfo_of(farm, asked, "big");
     let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).unwrap();
-    let file = tree.join(url);
+    let file = farm.state().join("public/nix-store").join(url);
     let bytes = file.metadata().unwrap().len();
     match sftp::put_ms(&file) {
         Some(sftp_ms) => println!(

@@ -187,7 +187,7 @@ fn the_scanner_finds_the_references_that_nix_knows() {
         let mut scanner = ReferenceScanner::new(all.iter().map(StorePath::hash));
         nar.chunks(13).for_each(|piece| scanner.feed(piece));
         let expected = trailer.references.iter().map(StorePath::hash).collect();
-        assert_eq!(scanner.found(), expected, "{}", trailer.path);
+        assert_eq!(scanner.take_found(), expected, "{}", trailer.path);
     }
 }
 

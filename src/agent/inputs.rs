@@ -8,6 +8,7 @@
 use super::spool::sync_dir;
 use crate::{
     core::{
+        compression::Compression,
         hash::{Sha256, Sha256Hasher},
         path_info::PathInfo,
         store_path::{PathHash, StorePath},
@@ -157,7 +158,7 @@ pub(super) struct Download {
     file: fs_err::File,
     file_hash: Option<Sha256>,
     hasher: Sha256Hasher,
-    nar: zstd::stream::write::Decoder<'static, NarSink>,
+    nar: Unpacking,
     bytes: u64,
     /// How many bytes an earlier try brought.
     earlier: u64,
@@ -172,8 +173,14 @@ impl Download {
         info: &PathInfo,
     ) -> io::Result<Self> {
         let sink = NarSink { hasher: Sha256Hasher::default(), left: info.nar_bytes };
-        let mut nar = zstd::stream::write::Decoder::new(sink)?;
-        nar.window_log_max(WINDOW_LOG_MAX)?;
+        let nar = match compression_of(info, file_hash) {
+            Compression::Zstd => {
+                let mut nar = zstd::stream::write::Decoder::new(sink)?;
+                nar.window_log_max(WINDOW_LOG_MAX)?;
+                Unpacking::Zstd(Box::new(nar))
+            }
+            Compression::None => Unpacking::None(sink),
+        };
         let hasher = Sha256Hasher::default();
         let info = info.clone();
         Ok(Self { path, file, file_hash, hasher, nar, bytes: 0, earlier: 0, info })
@@ -208,7 +215,7 @@ impl Download {
     fn look_at(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hasher.update(bytes);
         self.bytes = self.bytes.saturating_add(bytes.len() as u64);
-        self.nar.write_all(bytes)
+        self.nar.get().write_all(bytes)
     }
 
     /// Takes the next bytes.
@@ -227,7 +234,7 @@ impl Download {
     /// # Errors
     /// [`DownloadError`]; nothing is kept unless the disk failed.
     pub(super) fn finish(mut self) -> Result<Complete, DownloadError> {
-        if let Err(error) = self.nar.flush() {
+        if let Err(error) = self.nar.get().flush() {
             return Err(self.wrong(telemetry::chain(&error)));
         }
         let computed = std::mem::take(&mut self.hasher).finish();
@@ -235,7 +242,7 @@ impl Download {
             return Err(self.wrong("its file has another hash".to_owned()));
         }
         let NarSink { hasher, left } = std::mem::replace(
-            self.nar.get_mut(),
+            self.nar.sink(),
             NarSink { hasher: Sha256Hasher::default(), left: 0 },
         );
         if left > 0 {
@@ -244,7 +251,8 @@ impl Download {
         if hasher.finish() != self.info.nar_hash {
             return Err(self.wrong("it has another hash".to_owned()));
         }
-        Ok(Complete(self.path))
+        let compression = compression_of(&self.info, self.file_hash);
+        Ok(Complete { path: self.path, compression })
     }
 
     /// Removes it.
@@ -265,20 +273,56 @@ impl Download {
 
 /// The file of a complete and verified nar; it is removed when this is dropped.
 #[derive(Debug)]
-pub(super) struct Complete(PathBuf);
+pub(super) struct Complete {
+    path: PathBuf,
+    compression: Compression,
+}
 
 impl Complete {
     /// Opens the uncompressed nar.
-    pub(super) fn open(&self) -> io::Result<impl io::Read + use<>> {
-        let mut nar = zstd::stream::read::Decoder::new(fs_err::File::open(&self.0)?)?;
-        nar.window_log_max(WINDOW_LOG_MAX)?;
-        Ok(nar)
+    pub(super) fn open(&self) -> io::Result<Box<dyn io::Read>> {
+        let file = fs_err::File::open(&self.path)?;
+        Ok(match self.compression {
+            Compression::Zstd => {
+                let mut nar = zstd::stream::read::Decoder::new(file)?;
+                nar.window_log_max(WINDOW_LOG_MAX)?;
+                Box::new(nar)
+            }
+            Compression::None => Box::new(file),
+        })
     }
 }
 
 impl Drop for Complete {
     fn drop(&mut self) {
-        remove(&self.0);
+        remove(&self.path);
+    }
+}
+
+/// Returns how a path's file is compressed. One whose hash nobody tells is.
+pub(super) fn compression_of(info: &PathInfo, file_hash: Option<Sha256>) -> Compression {
+    file_hash.map_or(Compression::Zstd, |hash| Compression::of(&info.nar_hash, &hash))
+}
+
+/// What makes the nar of the file.
+enum Unpacking {
+    Zstd(Box<zstd::stream::write::Decoder<'static, NarSink>>),
+    None(NarSink),
+}
+
+impl Unpacking {
+    fn get(&mut self) -> &mut dyn Write {
+        match self {
+            Self::Zstd(decoder) => decoder,
+            Self::None(sink) => sink,
+        }
+    }
+
+    fn sink(&mut self) -> &mut NarSink {
+        match self {
+            Self::Zstd(decoder) => decoder.get_mut(),
+            Self::None(sink) => sink,
+        }
     }
 }
 

@@ -1,20 +1,21 @@
-//! Turns an output in the store into a compressed nar in the spool, reading it once.
+//! Turns an output in the store into a nar in the spool, compressed if that is worth it, reading it
+//! once.
 
 use super::{attempt::spool_failure, spool::Spool};
 use crate::{
     builders::{Builder, BuilderError},
     core::{
+        compression::Compression,
         hash::{Sha256, Sha256Hasher},
         outcome::{BuildFailure, Outcome, SetupFailure},
         store_path::StorePath,
     },
+    formats::sample::{self, SAMPLE_BYTES},
     protocol::bulk::OfferedOutput,
     telemetry,
 };
 use std::io::{self, Write};
 
-/// The only compression of the wire so far.
-pub(super) const COMPRESSION: &str = "zstd";
 /// How hard to compress. 3 is zstd's own default: faster than any link it is for.
 const LEVEL: i32 = 3;
 
@@ -70,17 +71,76 @@ pub(super) fn pack(
 ) -> Result<OfferedOutput, PackError> {
     let info = builder.path_info(path).map_err(PackError::of_builder)?;
     let Some(info) = info else { return Err(PackError::Missing(name.to_owned())) };
-    let file = Hashing::new(fs_err::File::create(spool.nar_path(path))?);
-    let mut nar = Hashing::new(zstd::Encoder::new(file, LEVEL)?);
+    let file = fs_err::File::create(spool.nar_path(path))?;
+    let mut nar = Hashing::new(Packing::Undecided { file, begin: Vec::new() });
     builder.dump(path, &mut nar).map_err(PackError::of_builder)?;
-    let (encoder, nar_hash, nar_bytes) = nar.finish();
-    let (file, file_hash, file_bytes) = encoder.finish()?.finish();
+    let (packing, nar_hash, nar_bytes) = nar.finish();
+    let (compression, file, file_hash, file_bytes) = match packing.decided()? {
+        Packing::Zstd(encoder) => {
+            let (file, file_hash, file_bytes) = encoder.finish()?.finish();
+            (Compression::Zstd, file, file_hash, file_bytes)
+        }
+        Packing::None(file) | Packing::Undecided { file, .. } => {
+            (Compression::None, file, nar_hash, nar_bytes)
+        }
+    };
     file.sync_all()?;
     if (nar_hash, nar_bytes) != (info.nar_hash, info.nar_bytes) {
         return Err(PackError::Damaged(path.clone()));
     }
-    let (name, compression) = (name.to_owned(), COMPRESSION.to_owned());
+    let (name, compression) = (name.to_owned(), compression.word().to_owned());
     Ok(OfferedOutput { name, info, compression, file_bytes, file_hash })
+}
+
+/// The file of a nar that is being written, compressed or not as its beginning suggests.
+enum Packing {
+    /// There is too little of it to tell.
+    Undecided {
+        file: fs_err::File,
+        begin: Vec<u8>,
+    },
+    Zstd(Box<zstd::Encoder<'static, Hashing<fs_err::File>>>),
+    None(fs_err::File),
+}
+
+impl Packing {
+    /// Decides by what there is.
+    fn decided(self) -> io::Result<Self> {
+        let Self::Undecided { file, begin } = self else { return Ok(self) };
+        let mut decided = match sample::choose(&begin)? {
+            Compression::Zstd => {
+                Self::Zstd(Box::new(zstd::Encoder::new(Hashing::new(file), LEVEL)?))
+            }
+            Compression::None => Self::None(file),
+        };
+        decided.write_all(&begin)?;
+        Ok(decided)
+    }
+}
+
+impl Write for Packing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Undecided { begin, .. } => begin.extend_from_slice(bytes),
+            Self::Zstd(encoder) => return encoder.write(bytes),
+            Self::None(file) => return file.write(bytes),
+        }
+        if let Self::Undecided { file, begin } = self
+            && begin.len() >= SAMPLE_BYTES
+        {
+            let (file, begin) = (file.try_clone()?, std::mem::take(begin));
+            *self = Self::Undecided { file, begin }.decided()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Undecided { .. } => Ok(()),
+            Self::Zstd(encoder) => encoder.flush(),
+            Self::None(file) => file.flush(),
+        }
+    }
 }
 
 /// Hashes and counts what is written through it.

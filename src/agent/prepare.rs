@@ -5,12 +5,15 @@ use super::{
     Equipment,
     blocking::on_thread,
     bulk::{BulkError, Exchange},
-    inputs::{Complete, Download, DownloadError},
+    inputs::{Complete, Download, DownloadError, compression_of},
     pack, spool,
 };
 use crate::{
     builders::{self, Builder, BuilderError, BuilderKind, Substituters},
-    core::{hash::Sha256, outcome::SetupFailure, path_info::PathInfo, store_path::StorePath},
+    core::{
+        compression::Compression, hash::Sha256, outcome::SetupFailure, path_info::PathInfo,
+        store_path::StorePath,
+    },
     protocol::{
         bulk::{BulkFromAgent, BulkToAgent, RefusalCode, STALL_MAX},
         message::Allocation,
@@ -314,7 +317,7 @@ async fn announced(
             if told.path != info.path || told.nar_hash != info.nar_hash {
                 return Err(BulkError::OutOfTurn("another nar than the announced one").into());
             }
-            if compression != pack::COMPRESSION {
+            if Compression::parse(&compression) != Some(compression_of(info, file_hash)) {
                 return Err(BulkError::OutOfTurn("a nar with unknown compression").into());
             }
             Ok((file_hash, file_bytes))

@@ -8,7 +8,7 @@
 //! | `started` | process | the builder was started |
 //! | `log.START` | process | the build's log: its beginning and its end, see `logbook` |
 //! | `diagnosis` | process | what it printed itself |
-//! | `BASE-NAME.nar.zst` | process | an output, before `result` |
+//! | `BASE-NAME.nar.zst` | process | an output, compressed or not, before `result` |
 //! | `result` | either | how it ended; last of all files |
 //!
 //! `allocation`, `order` and `result` are MessagePack and appear whole or not at all.

@@ -171,7 +171,7 @@ fn object(reader: &Reader, path: &StorePath) -> Result<Option<Object>, StoreErro
         nar_bytes: held.as_ref().map(|nar| nar.info.nar_bytes),
         origin: held.as_ref().map(|nar| nar.origin.word()),
         published_at: published_at.map(times::rfc3339),
-        url: url.map(|nar| Depot::url(&nar.file_hash)),
+        url: url.map(Depot::url),
         unpublished,
         derivations: derivations.iter().map(ToString::to_string).collect(),
         builds: builds.into_iter().map(Built::from).collect(),

@@ -229,7 +229,7 @@ impl From<FoundOutput> for Output {
         Self {
             name: found.name,
             path: found.path.to_string(),
-            url: url.map(|nar| Depot::url(&nar.file_hash)),
+            url: url.map(Depot::url),
             nar_hash: found.held.as_ref().map(|nar| nar.info.nar_hash.to_string()),
             nar_bytes: found.held.as_ref().map(|nar| nar.info.nar_bytes),
             built_nar_hash: found.own.map(|own| own.nar_hash.to_string()),

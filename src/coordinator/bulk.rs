@@ -49,8 +49,6 @@ const AHEAD_BYTES_MAX: usize = 8 << 20;
 /// How many batches of small offers of one channel are worked on at a time: one is verified while
 /// another one waits for the disk. More would be smaller ones.
 const BATCHES_MAX: usize = 2;
-/// How nars are compressed in the depot.
-const COMPRESSION: &str = "zstd";
 
 /// Why a bulk channel ended before its agent closed it.
 #[derive(Debug, thiserror::Error)]
@@ -489,8 +487,8 @@ async fn fetch(
     };
     channel
         .say(&BulkToAgent::Nar {
+            compression: record.compression().word().to_owned(),
             info: coordinator.depot.signed(record.info),
-            compression: COMPRESSION.to_owned(),
             file_bytes: record.file_bytes,
             file_hash: Some(file_hash),
         })

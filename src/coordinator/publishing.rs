@@ -173,7 +173,7 @@ impl Running {
         let Outlet { depot, reader, engine, unwritten } = &self.outlet;
         while let Some((through, files)) = reader.unwritten()? {
             depot.write_out(&files)?;
-            engine.record_blocking(vec![Change::NarsWritten { through }])?;
+            engine.record_blocking(vec![Change::NarsWritten { through }])?.wait()?;
             unwritten.vacate(files.iter().map(|file| file.bytes.len() as u64).sum());
         }
         Ok(())

@@ -4,6 +4,7 @@ use super::{
     agent::{Abilities, Suspension},
     attempt::AttemptState,
     build::BuildState,
+    compression::Compression,
     hash::Sha256,
     id::{AttemptId, BuildId, InstanceId, Name},
     path_info::PathInfo,
@@ -208,9 +209,9 @@ pub struct NarRecord {
     /// What it is. Small nars are committed without the coordinator's signature, and get it when
     /// they are written out.
     pub info: PathInfo,
-    /// SHA-256 of the compressed file, which names it in the depot.
+    /// SHA-256 of the file, compressed or not, which names it in the depot.
     pub file_hash: Sha256,
-    /// The length of the compressed file, in bytes.
+    /// The length of the file, in bytes.
     pub file_bytes: u64,
     /// Where it came from.
     pub origin: NarOrigin,
@@ -218,7 +219,15 @@ pub struct NarRecord {
     pub at: Timestamp,
 }
 
-/// The compressed file of a nar.
+impl NarRecord {
+    /// Returns how the file is compressed.
+    #[must_use]
+    pub fn compression(&self) -> Compression {
+        Compression::of(&self.info.nar_hash, &self.file_hash)
+    }
+}
+
+/// The file of a nar, compressed or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NarFile {
     /// SHA-256 of its bytes, which names it in the depot.

@@ -12,6 +12,7 @@ pub mod attempt;
 pub mod base32;
 pub mod build;
 pub mod change;
+pub mod compression;
 pub mod content;
 pub mod defect;
 pub mod derivation;

@@ -220,7 +220,7 @@ struct Compressing {
 impl Compressing {
     fn start(depot: &Depot, begin: Vec<u8>) -> io::Result<Self> {
         let feed = |compressor: &mut NarCompressor, piece: Vec<u8>| compressor.feed(&piece);
-        let thread = Aside::start(NarCompressor::new(depot)?, feed)?;
+        let thread = Aside::start(NarCompressor::new(depot, &begin)?, feed)?;
         thread.give(begin);
         Ok(Self { thread, piece: Vec::with_capacity(PIECE_BYTES) })
     }
@@ -242,10 +242,10 @@ impl Compressing {
         true
     }
 
-    /// Waits for the file, or for what went wrong.
-    fn finish(self) -> io::Result<Compressed> {
+    /// Waits for the file, or for what went wrong. `nar_hash` is the hash of all that came.
+    fn finish(self, nar_hash: Sha256) -> io::Result<Compressed> {
         self.thread.give(self.piece);
-        self.thread.finish()?.finish()
+        self.thread.finish()?.finish(nar_hash)
     }
 }
 
@@ -278,7 +278,7 @@ impl ExportSink for Desk<'_> {
                     && let Entry::OnDisk(failed) =
                         std::mem::replace(&mut self.entry, Entry::InMemory(Vec::new()))
                 {
-                    failed.finish()?;
+                    failed.thread.finish()?;
                     return Err(IntakeError::Over);
                 }
             }
@@ -334,7 +334,7 @@ impl Desk<'_> {
                 Pending::InMemory(nar)
             }
             Entry::OnDisk(compressing) => {
-                let compressed = compressing.finish()?;
+                let compressed = compressing.finish(nar_hash)?;
                 if content_address.is_none() {
                     content_address = by_file(flat_hash(compressed.file.nar()?)?);
                 }

@@ -2,6 +2,8 @@
 
 use super::DepotError;
 use crate::core::{
+    change::NarRecord,
+    compression::Compression,
     hash::Sha256,
     store_path::{PathHash, StoreDir},
 };
@@ -20,8 +22,10 @@ pub(super) const PUBLIC: u32 = 0o755;
 pub(super) const WRITTEN_ONCE: u32 = 0o444;
 /// Narinfos and `nix-cache-info`.
 pub(super) const PUBLIC_FILE: u32 = 0o644;
-/// What the names of compressed nars end with.
+/// What the names of all files in the depot end with, and of the compressed ones in a tree.
 const NAR_SUFFIX: &str = ".nar.zst";
+/// What the names of those in a tree end with that are not compressed.
+const PLAIN_SUFFIX: &str = ".nar";
 /// How many characters of an unusual store directory its tree's name shows.
 const TREE_NAME_CHARACTERS_MAX: usize = 40;
 
@@ -65,9 +69,9 @@ impl Places {
         self.depot.join(&file_hash.base32()[..2])
     }
 
-    /// Returns the place of a compressed nar.
+    /// Returns the place of a nar's file.
     pub(super) fn nar(&self, file_hash: &Sha256) -> PathBuf {
-        self.shard(file_hash).join(nar_file_name(file_hash))
+        self.shard(file_hash).join(format!("{}{NAR_SUFFIX}", file_hash.base32()))
     }
 
     /// Returns the published tree of a store directory.
@@ -81,12 +85,16 @@ impl Places {
     }
 }
 
-/// Returns the name of a compressed nar, here and in the published tree.
-pub(super) fn nar_file_name(file_hash: &Sha256) -> String {
-    format!("{}{NAR_SUFFIX}", file_hash.base32())
+/// Returns the name of a nar's file in the published tree, from which web servers tell what it is.
+pub(super) fn tree_file_name(nar: &NarRecord) -> String {
+    let suffix = match nar.compression() {
+        Compression::Zstd => NAR_SUFFIX,
+        Compression::None => PLAIN_SUFFIX,
+    };
+    format!("{}{suffix}", nar.file_hash.base32())
 }
 
-/// Returns the hash in the name of a compressed nar; nothing when it is another name.
+/// Returns the hash in the name of a nar's file in the depot; nothing when it is another name.
 pub(super) fn nar_file_hash(name: &str) -> Option<Sha256> {
     Sha256::parse(name.strip_suffix(NAR_SUFFIX)?)
 }

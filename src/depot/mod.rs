@@ -9,7 +9,7 @@
 //! Hardly anything here is locked: files of the depot are named after the hash of their bytes and
 //! are never written twice, so two threads that bring the same nar do no harm. Only the removal of
 //! files that no row speaks of keeps everybody out for a moment. The order that keeps
-//! promises is always the same: files are moved into place, then [`Depot::sync_nars`], then the
+//! promises is always the same: files are moved into place, then [`Depot::sync_nars`], then the rows
 //! are committed, then others hear of it. Small nars go the other way: their bytes are committed
 //! with their rows, and [`Depot::write_out`] makes files of them afterwards.
 //!
@@ -65,6 +65,8 @@ use std::{
 const WINDOW_LOG_MAX: u32 = 27;
 /// How much is read and written at a time, in bytes.
 const BUFFER_BYTES: usize = 128 * 1024;
+/// How a nar begins that is not compressed: with the length of `nix-archive-1`. No frame does.
+const NAR_BEGIN: [u8; 8] = 13u64.to_le_bytes();
 /// Up to how many nars are synced one by one. Each costs a wait or two; syncing the whole
 /// filesystem costs one wait, but for everything that anybody has written there.
 const SYNCED_APART_MAX: usize = 4;
@@ -139,7 +141,7 @@ impl Depot {
         }
         let mut changed = BTreeSet::new();
         for nar in nars {
-            self.open_nar(&nar.file_hash)?.sync_all()?;
+            fs_err::File::open(self.0.places.nar(&nar.file_hash))?.sync_all()?;
             changed.insert(self.0.places.shard(&nar.file_hash));
         }
         // A shard may be new, too.
@@ -161,7 +163,7 @@ impl Depot {
         Ok(NarRecord { info, file_hash, file_bytes, origin: NarOrigin::Built, at })
     }
 
-    /// Opens the compressed file with this hash. A file that may still have to be written out is
+    /// Opens the file with this hash. A file that may still have to be written out is
     /// not looked for here before it was looked for there.
     ///
     /// # Errors
@@ -179,8 +181,8 @@ impl Depot {
     /// Returns where a nar is, or will be, within the published tree of its store: the `URL` of its
     /// narinfo.
     #[must_use]
-    pub fn url(file_hash: &Sha256) -> String {
-        format!("nar/{}", layout::nar_file_name(file_hash))
+    pub fn url(nar: &NarRecord) -> String {
+        format!("nar/{}", layout::tree_file_name(nar))
     }
 
     /// Tells whether the published tree shows a path: whether its narinfo is there.
@@ -218,4 +220,21 @@ impl Depot {
     fn new_spool(&self) -> io::Result<(fs_err::File, TempFile)> {
         self.0.spool_names.create_in(&self.0.places.incoming)
     }
+}
+
+/// Reads the nar in a file of the depot. It tells by itself whether it is compressed.
+fn uncompressed<F: io::Read + io::Seek + 'static>(mut file: F) -> io::Result<Box<dyn io::Read>> {
+    let mut begin = [0; NAR_BEGIN.len()];
+    let is_nar = match file.read_exact(&mut begin) {
+        Ok(()) => begin == NAR_BEGIN,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => false,
+        Err(error) => return Err(error),
+    };
+    file.rewind()?;
+    if is_nar {
+        return Ok(Box::new(file));
+    }
+    let mut decoder = zstd::stream::read::Decoder::new(file)?;
+    decoder.window_log_max(WINDOW_LOG_MAX)?;
+    Ok(Box::new(decoder))
 }

@@ -1,10 +1,10 @@
-//! The compressed file of a nar, open for reading: in the depot, or still with the database.
+//! The file of a nar, open for reading: in the depot, or still with the database.
 
-use super::{BUFFER_BYTES, DepotError, WINDOW_LOG_MAX};
+use super::{BUFFER_BYTES, DepotError, uncompressed};
 use crate::core::hash::Sha256;
 use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
 
-/// The compressed file of a nar.
+/// The file of a nar, compressed or not.
 #[derive(Debug)]
 pub enum OpenNar {
     /// A file of the depot.
@@ -37,8 +37,7 @@ impl OpenNar {
         nar_bytes: u64,
         sink: &mut impl Write,
     ) -> Result<(), DepotError> {
-        let mut decoder = zstd::stream::read::Decoder::new(self)?;
-        decoder.window_log_max(WINDOW_LOG_MAX)?;
+        let mut decoder = uncompressed(self)?;
         let mut buffer = vec![0; BUFFER_BYTES];
         let mut left = nar_bytes;
         loop {

@@ -6,7 +6,7 @@
 
 use super::{
     Depot, DepotError,
-    layout::{Dialect, PUBLIC, PUBLIC_FILE, make_dir, nar_file_name, set_mode},
+    layout::{Dialect, PUBLIC, PUBLIC_FILE, make_dir, set_mode, tree_file_name},
 };
 use crate::{
     core::{
@@ -226,7 +226,7 @@ impl Publisher {
         let dir = record.info.path.dir();
         let tree = places.tree(dir);
         make_tree(&tree, dir)?;
-        let name = nar_file_name(&record.file_hash);
+        let name = tree_file_name(record);
         match fs_err::hard_link(places.nar(&record.file_hash), tree.join("nar").join(&name)) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -238,7 +238,7 @@ impl Publisher {
         let narinfo = NarInfo {
             info: record.info.clone(),
             url: format!("nar/{name}"),
-            compression: "zstd".to_owned(),
+            compression: record.compression().word().to_owned(),
             file_hash: record.file_hash,
             file_bytes: record.file_bytes,
         };

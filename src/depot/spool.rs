@@ -8,7 +8,13 @@ use super::{
     Depot, DepotError,
     flusher::{FLUSH_BYTES, Flusher},
 };
-use crate::core::{hash::Sha256, hash::Sha256Hasher, id::AttemptId, store_path::StorePath};
+use crate::{
+    core::{
+        compression::Compression, hash::Sha256, hash::Sha256Hasher, id::AttemptId,
+        store_path::StorePath,
+    },
+    formats::sample,
+};
 use std::{
     collections::BTreeMap,
     io::{self, Write},
@@ -59,10 +65,9 @@ pub(super) fn upload_name(attempt: AttemptId, path: &StorePath, file_hash: &Sha2
 pub(super) struct TempFile(Option<PathBuf>);
 
 impl TempFile {
-    /// Reads the nar that was compressed into the file.
+    /// Reads the nar that was written to the file.
     pub(super) fn nar(&self) -> io::Result<impl io::Read + use<>> {
-        let path = self.0.as_deref().unwrap_or(Path::new(""));
-        zstd::stream::read::Decoder::new(fs_err::File::open(path)?)
+        super::uncompressed(fs_err::File::open(self.0.as_deref().unwrap_or(Path::new("")))?)
     }
 
     /// Moves the file into the depot.
@@ -86,7 +91,7 @@ impl Drop for TempFile {
     }
 }
 
-/// A nar that was compressed into `incoming/`.
+/// A nar that was written to `incoming/`, compressed or not.
 #[derive(Debug)]
 pub(super) struct Compressed {
     pub(super) file: TempFile,
@@ -94,28 +99,50 @@ pub(super) struct Compressed {
     pub(super) file_bytes: u64,
 }
 
-/// Compresses a nar that comes in pieces.
+/// Writes a nar that comes in pieces to a file, compressed if that is worth it.
 pub(super) struct NarCompressor {
-    encoder: zstd::stream::write::Encoder<'static, Hashing>,
+    out: NarFile,
     file: TempFile,
 }
 
+/// What the nar is written through.
+enum NarFile {
+    Zstd(Box<zstd::stream::write::Encoder<'static, Counting>>),
+    None(Counting),
+}
+
 impl NarCompressor {
-    pub(super) fn new(depot: &Depot) -> io::Result<Self> {
+    /// Begins with a nar that begins like this; the beginning is fed as well.
+    pub(super) fn new(depot: &Depot, begin: &[u8]) -> io::Result<Self> {
         let (out, file) = depot.new_spool()?;
         let flusher = Flusher::start(&out, |()| Ok(()))?;
-        let out = Hashing { out, hasher: Sha256Hasher::default(), bytes: 0, asked: 0, flusher };
-        Ok(Self { encoder: zstd::stream::write::Encoder::new(out, ZSTD_LEVEL)?, file })
+        let out = Counting { out, hasher: None, bytes: 0, asked: 0, flusher };
+        let out = match sample::choose(begin)? {
+            Compression::None => NarFile::None(out),
+            Compression::Zstd => {
+                let out = Counting { hasher: Some(Sha256Hasher::default()), ..out };
+                NarFile::Zstd(Box::new(zstd::stream::write::Encoder::new(out, ZSTD_LEVEL)?))
+            }
+        };
+        Ok(Self { out, file })
     }
 
     pub(super) fn feed(&mut self, nar: &[u8]) -> io::Result<()> {
-        self.encoder.write_all(nar)
+        match &mut self.out {
+            NarFile::Zstd(encoder) => encoder.write_all(nar),
+            NarFile::None(out) => out.write_all(nar),
+        }
     }
 
-    pub(super) fn finish(self) -> io::Result<Compressed> {
-        let Hashing { hasher, bytes, flusher, .. } = self.encoder.finish()?;
+    /// Ends the file. `nar_hash` is the hash of all that was fed.
+    pub(super) fn finish(self, nar_hash: Sha256) -> io::Result<Compressed> {
+        let Counting { hasher, bytes, flusher, .. } = match self.out {
+            NarFile::Zstd(encoder) => encoder.finish()?,
+            NarFile::None(out) => out,
+        };
         flusher.finish()?;
-        Ok(Compressed { file: self.file, file_hash: hasher.finish(), file_bytes: bytes })
+        let file_hash = hasher.map_or(nar_hash, Sha256Hasher::finish);
+        Ok(Compressed { file: self.file, file_hash, file_bytes: bytes })
     }
 }
 
@@ -137,19 +164,22 @@ impl SmallNarCompressor {
 }
 
 /// Hashes and counts what goes into a file, and has it brought to the disk meanwhile.
-struct Hashing {
+struct Counting {
     out: fs_err::File,
-    hasher: Sha256Hasher,
+    /// Absent when somebody else knows the hash.
+    hasher: Option<Sha256Hasher>,
     bytes: u64,
     /// How many of them the flusher was asked for.
     asked: u64,
     flusher: Flusher<()>,
 }
 
-impl Write for Hashing {
+impl Write for Counting {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let len = self.out.write(bytes)?;
-        self.hasher.update(&bytes[..len]);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&bytes[..len]);
+        }
         self.bytes += len as u64;
         if self.bytes - self.asked >= FLUSH_BYTES {
             self.flusher.synced()?;

@@ -18,8 +18,8 @@ pub use spooled::SYNC_INTERVAL;
 use super::{Depot, Fault, aside::Aside, spool::upload_name};
 use crate::{
     core::{
-        derivation::FixedOutput, hash::Sha256, id::AttemptId, path_info::PathInfo,
-        store_path::StorePath,
+        compression::Compression, derivation::FixedOutput, hash::Sha256, id::AttemptId,
+        path_info::PathInfo, store_path::StorePath,
     },
     formats::nar::NarLimits,
     protocol::bulk::OfferedOutput,
@@ -29,8 +29,6 @@ use check::NarCheck;
 pub(super) use spooled::Spooled;
 use std::io;
 
-/// The only compression that uploads may have.
-const COMPRESSION: &str = "zstd";
 /// How much of the name of another compression is repeated to the agent, in characters.
 const COMPRESSION_CHARS_SHOWN_MAX: usize = 40;
 /// How much longer than its nar a compressed file may be: block headers of content that cannot be
@@ -57,6 +55,13 @@ pub struct UploadRules<'a> {
     pub fixed: Option<FixedOutput>,
     /// What the nar may ask.
     pub limits: NarLimits,
+}
+
+impl UploadRules<'_> {
+    /// Returns how the file is compressed.
+    fn compression(&self) -> Compression {
+        Compression::of(&self.expected.info.nar_hash, &self.expected.file_hash)
+    }
 }
 
 /// One upload under way. What came stays for the next try when this is dropped.
@@ -279,10 +284,14 @@ impl Upload {
 /// Refuses declarations that cannot be right, before anything is received.
 fn check_declarations(expected: &OfferedOutput, limits: &NarLimits) -> Result<(), VerifyError> {
     let info = &expected.info;
-    if expected.compression != COMPRESSION {
+    let Some(compression) = Compression::parse(&expected.compression) else {
         let shown = expected.compression.chars().take(COMPRESSION_CHARS_SHOWN_MAX);
         let shown = shown.flat_map(char::escape_debug).collect();
         return Err(VerifyError::Compression(shown));
+    };
+    // From here on the hashes tell which of the two it is.
+    if Compression::of(&info.nar_hash, &expected.file_hash) != compression {
+        return Err(VerifyError::OtherCompression(compression));
     }
     if info.nar_bytes > limits.bytes_max {
         return Err(VerifyError::NarTooLong { bytes: info.nar_bytes, max: limits.bytes_max });

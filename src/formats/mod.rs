@@ -9,7 +9,7 @@
 //! never panics, and holds no more memory than it was sent.
 //!
 //! Entry points: [`nar::NarReader`], [`nar::NarWriter`], [`export::ExportReader`],
-//! [`narinfo::NarInfo`], [`references::ReferenceScanner`] and [`signature`].
+//! [`narinfo::NarInfo`], [`references::ReferenceScanner`], [`sample::choose`] and [`signature`].
 #![warn(
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
@@ -21,5 +21,6 @@ pub mod export;
 pub mod nar;
 pub mod narinfo;
 pub mod references;
+pub mod sample;
 pub mod signature;
 mod tokens;

@@ -109,7 +109,7 @@ pub enum BulkToAgent {
     Nar {
         /// What the nar must turn out to be.
         info: PathInfo,
-        /// How its bytes are compressed: `zstd`.
+        /// How its bytes are compressed: `zstd`, or `none` when the file is the nar.
         compression: String,
         /// The length of the compressed file, in bytes.
         file_bytes: u64,
@@ -186,11 +186,11 @@ pub struct OfferedOutput {
     pub name: String,
     /// What its nar is.
     pub info: PathInfo,
-    /// How its bytes are compressed: `zstd`.
+    /// How its bytes are compressed: `zstd`, or `none` when the file is the nar.
     pub compression: String,
-    /// The length of the compressed file, in bytes.
+    /// The length of the file, in bytes.
     pub file_bytes: u64,
-    /// SHA-256 of the compressed file.
+    /// SHA-256 of the file; the nar's own hash when it is not compressed.
     pub file_hash: Sha256,
 }
 

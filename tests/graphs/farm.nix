@@ -82,6 +82,10 @@ in rec {
     head --bytes=209715200 /dev/urandom > "$out/blob"
   '' { };
 
+  # 3 MB in one file that cannot be compressed, and something made of it.
+  archive = make "archive" ''head --bytes=3000000 /dev/urandom > "$out"'' { };
+  usesArchive = make "uses-archive" ''cat ${archive} ${archive} > "$out"'' { };
+
   selfReference = make "self-reference" ''echo "I am $out" > "$out"'' { };
 
   # Prints a line every half second until the gate is there.

@@ -41,7 +41,9 @@ fn sample() -> (Vec<u8>, PathInfo, Vec<u8>) {
 #[test]
 fn a_download_goes_on_where_it_was_cut_and_is_bit_exact() {
     let (nar, info, file) = sample();
-    for cut in [0, 1, 1_000, file.len() / 2, file.len() - 1, file.len()] {
+    let cuts = |file: &[u8]| [0, 1, 1_000, file.len() / 2, file.len() - 1, file.len()];
+    let files = [file, nar.clone()];
+    for (file, cut) in files.iter().flat_map(|file| cuts(file).map(|cut| (file, cut))) {
         let world = World::new();
         let mut download = world.inputs.begin(&info, Some(Sha256::of(&file))).unwrap();
         download.take(&file[..cut]).unwrap();

@@ -4,6 +4,7 @@ use super::{AT, Drv, Export, Memory, World, drv, export, file, path};
 use crate::{
     core::{
         change::NarOrigin,
+        compression::Compression,
         content::{fixed_output_path, source_path, text_path},
         derivation::DerivationError,
         hash::Sha256,
@@ -186,6 +187,37 @@ fn large_sources_of_every_kind_are_verified_as_well() {
     let bytes = fs_err::read(world.dir.path().join("depot").join(&world.files("depot")[0]));
     assert_eq!(Sha256::of(&bytes.unwrap()), record.file_hash);
     assert!(world.files("incoming").is_empty());
+}
+
+#[test]
+fn sources_that_are_compressed_already_are_kept_as_they_are() {
+    let content: Vec<u8> = (0u64..400_000)
+        .map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
+        .flat_map(|n| n.wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes())
+        .collect();
+    let (nar, dir) = (file(&content).nar(), StoreDir::nix());
+    let by_nar = source_path(&dir, "n", &Sha256::of(&nar), &[], false).unwrap();
+    let flat = Sha256::of(&content).hex();
+    let by_file = fixed_output_path(&dir, "f", false, "sha256", &flat).unwrap();
+    for path in [by_nar, by_file] {
+        let world = World::new();
+        let entry = Export { path, nar: nar.clone(), references: Vec::new() };
+        let stream = export([&entry]);
+        let (facts, _) = take(&world, &Memory::default(), RULES, &stream, 4096).unwrap();
+        let [Fact::Nar(record)] = facts.as_slice() else { panic!("{facts:?}") };
+        assert_eq!(record.compression(), Compression::None);
+        assert_eq!((record.file_hash, record.file_bytes), (Sha256::of(&nar), nar.len() as u64));
+        assert_eq!(fs_err::read(world.depot.0.places.nar(&record.file_hash)).unwrap(), nar);
+        let mut read = Vec::new();
+        world.read_nar(&record.file_hash, record.info.nar_bytes, &mut read).unwrap();
+        assert_eq!(read, nar);
+        assert!(world.files("incoming").is_empty());
+    }
+    let world = World::new();
+    let entry = Export { path: path("unverifiable"), nar, references: Vec::new() };
+    let refused = take(&world, &Memory::default(), RULES, &export([&entry]), 4096);
+    assert!(matches!(refused, Err(IntakeError::Unverifiable(_))));
+    assert!(world.files("incoming").is_empty() && world.files("depot").is_empty());
 }
 
 #[test]

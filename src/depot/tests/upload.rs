@@ -7,12 +7,12 @@ use crate::{
         derivation::FixedOutput,
         hash::{Sha256, hex},
         id::AttemptId,
-        store_path::StorePath,
+        store_path::{StoreDir, StorePath},
     },
-    depot::{SYNC_INTERVAL, SmallNars, UploadRules, VerifiedNar, VerifyError},
+    depot::{Depot, Publisher, SYNC_INTERVAL, SmallNars, UploadRules, VerifiedNar, VerifyError},
     formats::{
         nar::{NarLimits, sample::Tree, sample::any_tree},
-        narinfo,
+        narinfo::{self, NarInfo},
         signature::nix::NixPublicKey,
     },
     protocol::bulk::{CHUNK_BYTES_MAX, OfferedOutput, RefusalCode},
@@ -20,7 +20,11 @@ use crate::{
 use bytes::Bytes;
 use proptest::prelude::*;
 use sha2::Digest as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    sync::Arc,
+};
 
 const LIMITS: NarLimits = NarLimits { bytes_max: 1 << 28, entries_max: 1 << 16, depth_max: 64 };
 
@@ -95,7 +99,7 @@ impl Sent {
     fn send_long(&self, world: &World) -> Result<VerifiedNar, VerifyError> {
         let mut upload = world.depot.upload(&self.rules())?;
         let offset = usize::try_from(upload.offset()).unwrap();
-        let bytes = bytes::Bytes::from(self.bytes.clone());
+        let bytes = Bytes::from(self.bytes.clone());
         for start in (offset..bytes.len()).step_by(CHUNK_BYTES_MAX) {
             upload.write_aside(&bytes.slice(start..bytes.len().min(start + CHUNK_BYTES_MAX)))?;
         }
@@ -441,6 +445,68 @@ fn a_long_upload_is_looked_at_like_a_short_one() {
     assert!(world.files("incoming").is_empty());
 }
 
+/// One whose file is the nar itself.
+fn plain(content: &[u8]) -> Sent {
+    let nar = file(content).nar();
+    let mut sent = Sent::new(&nar, &[]);
+    "none".clone_into(&mut sent.offer.compression);
+    sent.file(nar);
+    sent
+}
+
+#[test]
+fn a_nar_that_is_not_compressed_is_taken_and_published_as_it_is() {
+    for content in [b"short".to_vec(), incompressible(3 << 20)] {
+        let (world, sent) = (World::new(), plain(&content));
+        // It is gone on with like any other.
+        let cut = sent.bytes.len() / 2;
+        let mut upload = world.depot.upload(&sent.rules()).unwrap();
+        upload.write(&sent.bytes[..cut]).unwrap();
+        drop(upload);
+        assert_eq!(world.depot.upload(&sent.rules()).unwrap().offset(), cut as u64);
+        let record = world.depot.keep(sent.send_long(&world).unwrap(), AT).unwrap();
+        let mut read = Vec::new();
+        world.read_nar(&record.file_hash, record.info.nar_bytes, &mut read).unwrap();
+        assert_eq!(read, sent.bytes);
+        let url = Depot::url(&record);
+        assert_eq!(url, format!("nar/{}.nar", sent.offer.info.nar_hash.base32()));
+        let mut publisher = Publisher::new(world.depot.clone(), BTreeMap::new());
+        let report = publisher.publish(vec![Arc::new(record.clone())]).unwrap();
+        assert_eq!(report.visible, [path("output")]);
+        let tree = world.dir.path().join("public/nix-store");
+        let name = format!("{}.narinfo", path("output").hash().base32());
+        let text = fs_err::read_to_string(tree.join(name)).unwrap();
+        let narinfo = NarInfo::parse(&text, &StoreDir::nix()).unwrap();
+        assert_eq!((narinfo.compression.as_str(), &narinfo.url), ("none", &url));
+        assert_eq!(narinfo.file_hash, narinfo.info.nar_hash);
+        assert_eq!(fs_err::read(tree.join(url)).unwrap(), sent.bytes);
+    }
+}
+
+#[test]
+fn a_file_is_compressed_as_it_is_said_to_be() {
+    let good = plain(&incompressible(2 << 20));
+    let mut sent = good.clone();
+    "zstd".clone_into(&mut sent.offer.compression);
+    assert!(matches!(sent.refusal(), VerifyError::OtherCompression(_)));
+    let mut sent = Sent::new(&file(b"content").nar(), &[]);
+    "none".clone_into(&mut sent.offer.compression);
+    assert!(matches!(sent.refusal(), VerifyError::OtherCompression(_)));
+    let mut sent = good.clone();
+    sent.bytes[1 << 20] ^= 1;
+    assert!(matches!(sent.refusal(), VerifyError::FileHash { .. }));
+    for off in [-8, 8] {
+        let mut sent = good.clone();
+        sent.offer.info.nar_bytes = sent.offer.info.nar_bytes.checked_add_signed(off).unwrap();
+        assert!(matches!(sent.refusal(), VerifyError::NarBytes { .. }));
+    }
+    // A frame is no nar, whatever its hashes.
+    let mut sent = good.clone();
+    sent.file(zstd::bulk::compress(&good.bytes, 1).unwrap());
+    sent.offer.info.nar_hash = sent.offer.file_hash;
+    assert!(matches!(sent.refusal(), VerifyError::Nar(_)));
+}
+
 #[test]
 fn a_long_upload_that_breaks_off_is_gone_on_with_where_it_was() {
     let sent = Sent::new(&file(&incompressible(24 << 20)).nar(), &[]);
@@ -448,7 +514,7 @@ fn a_long_upload_that_breaks_off_is_gone_on_with_where_it_was() {
     let cut = 3 * (sent.bytes.len() / 4);
     let mut upload = world.depot.upload(&sent.rules()).unwrap();
     for piece in sent.bytes[..cut].chunks(CHUNK_BYTES_MAX) {
-        upload.write_aside(&bytes::Bytes::copy_from_slice(piece)).unwrap();
+        upload.write_aside(&Bytes::copy_from_slice(piece)).unwrap();
     }
     drop(upload);
     assert_eq!(world.depot.upload(&sent.rules()).unwrap().offset(), cut as u64);

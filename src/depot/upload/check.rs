@@ -3,6 +3,7 @@
 use super::{UploadRules, VerifyError};
 use crate::{
     core::{
+        compression::Compression,
         hash::Sha256Hasher,
         path_info::PathInfo,
         store_path::{PathHash, StorePath},
@@ -18,14 +19,16 @@ use std::{collections::BTreeSet, sync::Arc};
 
 /// Compares an upload with what was declared of it.
 pub(super) struct NarCheck {
-    frame: FrameReader,
+    /// Absent when the file is the nar itself.
+    frame: Option<FrameReader>,
     nar: NarSide,
 }
 
 /// What looks at the uncompressed bytes.
 pub(super) struct NarSide {
     reader: NarReader,
-    hasher: Sha256Hasher,
+    /// Absent when the hash of the file, which others compute, is that of the nar.
+    hasher: Option<Sha256Hasher>,
     scanner: ReferenceScanner,
     fixed: Option<FixedCheck>,
     candidates: Candidates,
@@ -36,18 +39,23 @@ pub(super) struct NarSide {
 impl NarCheck {
     pub(super) fn new(rules: &UploadRules<'_>) -> Result<Self, VerifyError> {
         let nar = NarSide::new(rules, rules.candidates.scanner())?;
-        Ok(Self { frame: FrameReader::new().map_err(Fault::Io)?, nar })
+        let frame = match rules.compression() {
+            Compression::Zstd => Some(FrameReader::new().map_err(Fault::Io)?),
+            Compression::None => None,
+        };
+        Ok(Self { frame, nar })
     }
 
-    /// Looks at the next bytes of the compressed file.
+    /// Looks at the next bytes of the file.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<(), VerifyError> {
         let Self { frame, nar } = self;
+        let Some(frame) = frame else { return nar.feed(bytes) };
         frame.feed(bytes, |piece| nar.feed(piece)).map_err(VerifyError::of_frame)
     }
 
     /// Returns what the nar is; not signed.
     pub(super) fn finish(self) -> Result<PathInfo, VerifyError> {
-        if !self.frame.is_complete() {
+        if self.frame.is_some_and(|frame| !frame.is_complete()) {
             return Err(VerifyError::ZstdTruncated);
         }
         self.nar.finish().map(|(info, _)| info)
@@ -76,9 +84,13 @@ impl NarSide {
             None => None,
         };
         declared.deriver = Some(rules.deriver.clone());
+        let hasher = match rules.compression() {
+            Compression::Zstd => Some(Sha256Hasher::default()),
+            Compression::None => None,
+        };
         Ok(Self {
             reader: NarReader::new(rules.limits),
-            hasher: Sha256Hasher::default(),
+            hasher,
             scanner,
             fixed,
             candidates: rules.candidates.clone(),
@@ -96,7 +108,9 @@ impl NarSide {
         if self.reader.feed(piece, &mut ())? < piece.len() {
             return Err(VerifyError::TrailingBytes);
         }
-        self.hasher.update(piece);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(piece);
+        }
         self.scanner.feed(piece);
         if let Some(fixed) = &mut self.fixed {
             fixed.feed(piece);
@@ -112,8 +126,9 @@ impl NarSide {
         if found != info.nar_bytes {
             return Err(VerifyError::NarBytes { declared: info.nar_bytes, found });
         }
-        let computed = self.hasher.finish();
-        if computed != info.nar_hash {
+        if let Some(computed) = self.hasher.map(Sha256Hasher::finish)
+            && computed != info.nar_hash
+        {
             return Err(VerifyError::NarHash { declared: info.nar_hash, computed });
         }
         self.candidates.compare(&scanner.take_found(), &info.references)?;

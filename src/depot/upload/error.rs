@@ -1,7 +1,7 @@
 //! Why an upload is not kept.
 
 use crate::{
-    core::{hash::Sha256, store_path::StorePath},
+    core::{compression::Compression, hash::Sha256, store_path::StorePath},
     depot::{Fault, zstd_stream::BadFrame},
     formats::nar::NarError,
     protocol::bulk::RefusalCode,
@@ -11,9 +11,13 @@ use std::io;
 /// Why an upload is not kept.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// The file is compressed in another way than zstd.
-    #[error("the compression ‘{0}’ is not supported: send zstd")]
+    /// The file is compressed in a way that is not known.
+    #[error("the compression ‘{0}’ is not supported: send zstd or none")]
     Compression(String),
+    /// The declared hashes of file and nar are equal though the file is compressed, or differ though
+    /// it is not.
+    #[error("the hashes of the nar and its file cannot both be right with the compression ‘{}’", .0.word())]
+    OtherCompression(Compression),
     /// The nar is declared to be longer than allowed.
     #[error("a nar of {bytes} bytes is longer than the {max} allowed: raise the limit if wanted")]
     NarTooLong {
@@ -131,6 +135,7 @@ impl VerifyError {
         match self {
             Self::EarlierPart(_) | Self::Busy | Self::Fault(_) => RefusalCode::TryLater,
             Self::Compression(_)
+            | Self::OtherCompression(_)
             | Self::NarTooLong { .. }
             | Self::FileTooLong { .. }
             | Self::StrangeReference(_)

@@ -2,7 +2,12 @@
 
 use super::{Candidates, UploadRules, VerifyError, check::NarSide, check_declarations};
 use crate::{
-    core::{change::NarOrigin, change::NarRecord, hash::Sha256, time::Timestamp},
+    core::{
+        change::{NarOrigin, NarRecord},
+        compression::Compression,
+        hash::Sha256,
+        time::Timestamp,
+    },
     depot::{Fault, zstd_stream::FrameReader},
     formats::references::ReferenceScanner,
 };
@@ -62,10 +67,15 @@ impl SmallNarsOfAttempt<'_> {
             return Err(VerifyError::FileHash { claimed, computed });
         }
         let mut nar = NarSide::new(rules, self.scanner.take().ok_or(VerifyError::Over)?)?;
-        self.frame.restart().map_err(Fault::Io)?;
-        self.frame.feed(file, |piece| nar.feed(piece)).map_err(VerifyError::of_frame)?;
-        if !self.frame.is_complete() {
-            return Err(VerifyError::ZstdTruncated);
+        match rules.compression() {
+            Compression::Zstd => {
+                self.frame.restart().map_err(Fault::Io)?;
+                self.frame.feed(file, |piece| nar.feed(piece)).map_err(VerifyError::of_frame)?;
+                if !self.frame.is_complete() {
+                    return Err(VerifyError::ZstdTruncated);
+                }
+            }
+            Compression::None => nar.feed(file)?,
         }
         let (info, scanner) = nar.finish()?;
         self.scanner = Some(scanner);
