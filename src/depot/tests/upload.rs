@@ -504,6 +504,7 @@ fn a_file_is_compressed_as_it_is_said_to_be() {
     let mut sent = good.clone();
     sent.file(zstd::bulk::compress(&good.bytes, 1).unwrap());
     sent.offer.info.nar_hash = sent.offer.file_hash;
+    sent.offer.info.nar_bytes = sent.offer.file_bytes;
     assert!(matches!(sent.refusal(), VerifyError::Nar(_)));
 }
 
