@@ -261,8 +261,14 @@ fn declarations() -> Vec<Attack> {
             let made = honest(t);
             Made { offered: vec![made.offered[0].clone(); 257], ..made }
         }),
-        before("no compression", "is not supported", |t| {
+        before("no compression, but another hash", "cannot both be right", |t| {
             declaring(t, |offered| "none".clone_into(&mut offered.compression))
+        }),
+        before("a compression that leaves the hash as it is", "cannot both be right", |t| {
+            declaring(t, |offered| offered.file_hash = offered.info.nar_hash)
+        }),
+        before("an unknown compression", "is not supported", |t| {
+            declaring(t, |offered| "xz".clone_into(&mut offered.compression))
         }),
         before("a compression without a name", "is not supported", |t| {
             declaring(t, |offered| offered.compression = String::new())
