@@ -264,9 +264,6 @@ fn declarations() -> Vec<Attack> {
         before("no compression, but another hash", "cannot both be right", |t| {
             declaring(t, |offered| "none".clone_into(&mut offered.compression))
         }),
-        before("a compression that leaves the hash as it is", "cannot both be right", |t| {
-            declaring(t, |offered| offered.file_hash = offered.info.nar_hash)
-        }),
         before("an unknown compression", "is not supported", |t| {
             declaring(t, |offered| "xz".clone_into(&mut offered.compression))
         }),
@@ -367,8 +364,18 @@ fn files() -> Vec<Attack> {
         behind("a frame that is skipped last", "behind the end of the nar", |t| {
             sending(t, |file| [&file[..], &SKIPPABLE].concat())
         }),
-        behind("a file that is not compressed", "cannot be decompressed", |t| {
+        before("a file that is not compressed, but said to be", "cannot both be right", |t| {
             sending(t, |_| file_nar(CONTENT))
+        }),
+        behind("a file that begins like a nar", "cannot be decompressed", |t| {
+            sending(t, |_| [&file_nar(CONTENT)[..], &[0; 8]].concat())
+        }),
+        behind("no compression and no nar", "expected the beginning of a nar", |t| {
+            let mut made = sending(t, |file| file);
+            made.offered[0].info.nar_hash = made.offered[0].file_hash;
+            made.offered[0].info.nar_bytes = made.offered[0].file_bytes;
+            "none".clone_into(&mut made.offered[0].compression);
+            made
         }),
         behind("another compression", "cannot be decompressed", |t| {
             sending(t, |_| b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x03\0\0\0\0\0\0\0\0\0".to_vec())
