@@ -2,7 +2,7 @@
 
 use super::{StoreError, doing, migrate};
 use crate::core::plan::Class;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -206,6 +206,9 @@ fn roots(connection: &Connection) -> rusqlite::Result<BTreeMap<i64, String>> {
 }
 
 fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    // Without this, SQLite compiles a statement anew whenever another value is bound to a
+    // parameter that it compared with the condition of a partial index: at nearly every step.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.busy_timeout(Duration::from_millis(BUSY_MS))?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     Ok(())
