@@ -124,9 +124,8 @@ impl<'a> Reader<'a> {
 
     /// Reads up to the next byte that cannot stand for itself in a string, or to the end.
     fn plain_bytes(&mut self) -> &'a [u8] {
-        let len = self.rest.iter().position(|b| escape_of(*b).is_some());
-        let (plain, rest) =
-            self.rest.split_at_checked(len.unwrap_or(self.rest.len())).unwrap_or((self.rest, &[]));
+        let len = plain_len(self.rest);
+        let (plain, rest) = self.rest.split_at_checked(len).unwrap_or((self.rest, &[]));
         self.rest = rest;
         plain
     }
@@ -151,8 +150,9 @@ impl<'a> Reader<'a> {
 pub fn write_string(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
     let mut rest = bytes;
-    while let Some(plain) = rest.iter().position(|b| escape_of(*b).is_some()) {
-        let (before, special) = rest.split_at_checked(plain).unwrap_or((rest, &[]));
+    while let Some((before, special)) = rest.split_at_checked(plain_len(rest))
+        && !special.is_empty()
+    {
         out.extend_from_slice(before);
         let Some((byte, after)) = special.split_first() else { break };
         out.extend([b'\\', escape_of(*byte).unwrap_or(*byte)]);
@@ -176,6 +176,18 @@ pub fn write_list<T>(
         item(out, value);
     }
     out.push(b']');
+}
+
+/// Returns how many bytes come before the first that cannot stand for itself in a string.
+fn plain_len(bytes: &[u8]) -> usize {
+    // A whole block is compared at once, and most of a derivation is such blocks.
+    let (blocks, _) = bytes.as_chunks::<32>();
+    let is_plain =
+        |block: &&[u8; 32]| !block.iter().fold(false, |any, byte| any | escape_of(*byte).is_some());
+    let skipped = blocks.iter().take_while(is_plain).count().saturating_mul(32);
+    let rest = bytes.get(skipped..).unwrap_or_default();
+    let plain = rest.iter().position(|byte| escape_of(*byte).is_some());
+    skipped.saturating_add(plain.unwrap_or(rest.len()))
 }
 
 /// Returns the letter of a byte's escape, for bytes that cannot stand for themselves in a string.

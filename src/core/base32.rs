@@ -16,7 +16,24 @@ pub const fn encoded_len(len: usize) -> usize {
 /// Returns the base-32 text of `bytes`.
 #[must_use]
 pub fn encode(bytes: &[u8]) -> String {
-    (0..encoded_len(bytes.len())).rev().map(|digit| char::from(digit_at(bytes, digit))).collect()
+    let mut text = String::with_capacity(encoded_len(bytes.len()));
+    encode_into(&mut text, bytes);
+    text
+}
+
+/// Appends the base-32 text of `bytes`.
+pub fn encode_into(text: &mut String, bytes: &[u8]) {
+    let (groups, rest) = bytes.as_chunks::<5>();
+    // Store paths have no rest: their 20 bytes are four groups of eight digits.
+    let above = groups.len() * 8;
+    let digits = (0..encoded_len(rest.len())).rev().map(|digit| digit_at(bytes, above + digit));
+    text.extend(digits.map(char::from));
+    for [a, b, c, d, e] in groups.iter().rev() {
+        let bits = u64::from_le_bytes([*a, *b, *c, *d, *e, 0, 0, 0]);
+        text.extend(
+            (0..8).rev().map(|digit| char::from(ALPHABET[(bits >> (5 * digit)) as usize & 31])),
+        );
+    }
 }
 
 /// Returns the character of the five bits that start at bit `5 * digit`.
@@ -37,6 +54,18 @@ pub fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
         return None;
     }
     let mut bytes = [0u8; N];
+    if let (groups, []) = text.as_chunks::<8>()
+        && N.is_multiple_of(5)
+    {
+        for (group, five) in groups.iter().rev().zip(bytes.chunks_exact_mut(5)) {
+            let mut bits = 0u64;
+            for character in group {
+                bits = (bits << 5) | u64::from(value_of(*character)?);
+            }
+            five.copy_from_slice(&bits.to_le_bytes()[..5]);
+        }
+        return Some(bytes);
+    }
     for (place, character) in text.iter().rev().enumerate() {
         let digit = value_of(*character)?;
         let (byte, shift) = (place * 5 / 8, place * 5 % 8);
@@ -51,16 +80,24 @@ pub fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     Some(bytes)
 }
 
+/// What [`VALUES`] has for what is no digit.
+const NO_DIGIT: u8 = 0xff;
+
+/// The value of each character.
+const VALUES: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 32 {
+        values[ALPHABET[value as usize] as usize] = value;
+        value += 1;
+    }
+    values
+};
+
 /// Returns the value of one digit.
 const fn value_of(character: u8) -> Option<u8> {
-    match character {
-        b'0'..=b'9' => Some(character - b'0'),
-        b'a'..=b'd' => Some(character - b'a' + 10),
-        b'f'..=b'n' => Some(character - b'f' + 14),
-        b'p'..=b's' => Some(character - b'p' + 23),
-        b'v'..=b'z' => Some(character - b'v' + 27),
-        _ => None,
-    }
+    let value = VALUES[character as usize];
+    if value == NO_DIGIT { None } else { Some(value) }
 }
 
 /// Tells whether `character` is one of the 32 digits.

@@ -84,14 +84,22 @@ pub fn text_path(
 
 /// Returns `kind` and the references, in the order of their texts, all joined by colons.
 fn kind_with_references(kind: &str, references: &[StorePath]) -> String {
-    // Paths compare by the bytes of their hash, which is not the order of their digits.
-    let mut texts: Vec<String> = references.iter().map(ToString::to_string).collect();
-    texts.sort_unstable();
-    texts.dedup();
+    let mut references: Vec<&StorePath> = references.iter().collect();
+    let is_one_dir = references.windows(2).all(|pair| match pair {
+        [one, other] => one.dir() == other.dir(),
+        _ => true,
+    });
+    if is_one_dir {
+        // There, paths are ordered as their texts are.
+        references.sort();
+    } else {
+        references.sort_by_cached_key(|path| path.to_string());
+    }
+    references.dedup();
     let mut joined = kind.to_owned();
-    for text in texts {
+    for path in references {
         joined.push(':');
-        joined.push_str(&text);
+        path.write_to(&mut joined);
     }
     joined
 }

@@ -150,7 +150,8 @@ impl Derivation<'_> {
         let derivations = self.input_derivations.iter().map(|(path, _)| path);
         let mut references: Vec<StorePath> =
             derivations.chain(&self.input_sources).cloned().collect();
-        references.sort_by_cached_key(ToString::to_string);
+        // They are in one store directory, where paths are ordered as their texts are.
+        references.sort();
         references.dedup();
         references
     }

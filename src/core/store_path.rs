@@ -23,7 +23,13 @@ pub struct PathHash([u8; 20]);
 
 impl Ord for PathHash {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.0.iter().rev().cmp(other.0.iter().rev())
+        // The last bytes count most: as numbers, the halves compare at once.
+        let halves = |hash: &Self| {
+            let [low @ .., _, _, _, _] = hash.0;
+            let [_, _, _, _, high @ ..] = hash.0;
+            (u128::from_le_bytes(high), u128::from_le_bytes(low))
+        };
+        halves(self).cmp(&halves(other))
     }
 }
 
@@ -197,6 +203,15 @@ impl StorePath {
     #[must_use]
     pub fn base_name(&self) -> String {
         format!("{}-{}", self.hash.base32(), self.name)
+    }
+
+    /// Appends the path to a text.
+    pub fn write_to(&self, text: &mut String) {
+        text.push_str(self.dir.as_str());
+        text.push('/');
+        base32::encode_into(text, &self.hash.0);
+        text.push('-');
+        text.push_str(&self.name);
     }
 
     /// Tells whether the name ends in `.drv`.

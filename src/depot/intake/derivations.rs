@@ -7,7 +7,7 @@ use crate::{
         derivation::{Derivation, DerivationError, verify_path},
         hash::Sha256,
         plan::Class,
-        store_path::StorePath,
+        store_path::{PathHash, StorePath},
         time::Timestamp,
     },
     depot::Fault,
@@ -27,10 +27,10 @@ pub(super) struct Derivations<'a> {
     known: &'a dyn Known,
     at: Timestamp,
     /// Those that can be built upon, with their hash modulo.
-    modulos: HashMap<StorePath, Sha256>,
+    modulos: HashMap<PathHash, Sha256>,
     named: Vec<StorePath>,
-    named_set: HashSet<StorePath>,
-    used: HashSet<StorePath>,
+    named_set: HashSet<PathHash>,
+    used: HashSet<PathHash>,
     sources: BTreeSet<StorePath>,
     new: u64,
     waiting: HashMap<StorePath, Waiting>,
@@ -78,9 +78,11 @@ impl<'a> Derivations<'a> {
         text: Bytes,
     ) -> Result<Vec<Arc<DerivationRecord>>, IntakeError> {
         let refuse = |source| refused(path, source);
-        let derivation = Derivation::parse(&text).map_err(refuse)?;
+        // What is parsed borrows from the text, which is handed on meanwhile.
+        let parsed = text.clone();
+        let derivation = Derivation::parse(&parsed).map_err(refuse)?;
         verify_path(path, &text, &derivation).map_err(refuse)?;
-        if !self.named_set.insert(path.clone()) {
+        if !self.named_set.insert(path.hash()) {
             return Ok(Vec::new());
         }
         self.named.push(path.clone());
@@ -88,7 +90,7 @@ impl<'a> Derivations<'a> {
         let is_known = self.modulo(path)?.is_some();
         let mut missing = 0;
         for (input, _) in &derivation.input_derivations {
-            self.used.insert(input.clone());
+            self.used.insert(input.hash());
             // What is known was verified with its inputs, which need not come again.
             if !is_known && self.modulo(input)?.is_none() {
                 self.waited_for.entry(input.clone()).or_default().push(path.clone());
@@ -99,7 +101,8 @@ impl<'a> Derivations<'a> {
             return Ok(Vec::new());
         }
         if missing == 0 {
-            return self.verify_all(path.clone(), text);
+            let record = self.verify(path, text, &derivation).map_err(refuse)?;
+            return self.verify_all(record);
         }
         self.waiting_bytes += text.len();
         if self.waiting_bytes > WAITING_BYTES_MAX {
@@ -131,7 +134,7 @@ impl<'a> Derivations<'a> {
         let mut sources_not_held = Vec::new();
         for path in &self.sources {
             let held = if path.is_derivation() {
-                self.modulos.contains_key(path)
+                self.modulos.contains_key(&path.hash())
                     || self.known.modulo(path).map_err(Fault::Known)?.is_some()
             } else {
                 nars.contains_key(path) || self.known.nar(path).map_err(Fault::Known)?.is_some()
@@ -140,22 +143,21 @@ impl<'a> Derivations<'a> {
                 sources_not_held.push(path.clone());
             }
         }
-        let is_root = |path: &&StorePath| !self.used.contains(*path);
+        let is_root = |path: &&StorePath| !self.used.contains(&path.hash());
         let roots = self.named.iter().filter(is_root).cloned().collect();
         Ok(Graph { roots, named: self.named, new: self.new, sources_not_held })
     }
 
-    /// Verifies a derivation whose inputs are all there, and then all that waited for it alone.
+    /// Enters a verified derivation, and then all that waited for it alone.
     fn verify_all(
         &mut self,
-        path: StorePath,
-        text: Bytes,
+        first: DerivationRecord,
     ) -> Result<Vec<Arc<DerivationRecord>>, IntakeError> {
         let mut verified = Vec::new();
-        let mut complete = vec![(path, text)];
-        while let Some((path, text)) = complete.pop() {
-            let record = self.verify(&path, text).map_err(|source| refused(&path, source))?;
-            self.modulos.insert(path.clone(), record.modulo);
+        let mut complete = vec![first];
+        while let Some(record) = complete.pop() {
+            let path = record.path.clone();
+            self.modulos.insert(path.hash(), record.modulo);
             self.new += 1;
             verified.push(Arc::new(record));
             for user in self.waited_for.remove(&path).unwrap_or_default() {
@@ -165,7 +167,10 @@ impl<'a> Derivations<'a> {
                     && let Some((user, waiting)) = self.waiting.remove_entry(&user)
                 {
                     self.waiting_bytes -= waiting.text.len();
-                    complete.push((user, waiting.text));
+                    let text = waiting.text.clone();
+                    let record = Derivation::parse(&text)
+                        .and_then(|derivation| self.verify(&user, waiting.text, &derivation));
+                    complete.push(record.map_err(|source| refused(&user, source))?);
                 }
             }
         }
@@ -173,14 +178,18 @@ impl<'a> Derivations<'a> {
     }
 
     /// Verifies the outputs of a derivation whose path is verified and whose inputs are there.
-    fn verify(&self, path: &StorePath, text: Bytes) -> Result<DerivationRecord, DerivationError> {
-        let derivation = Derivation::parse(&text)?;
-        let mut modulo_of = |input: &StorePath| self.modulos.get(input).copied();
+    fn verify(
+        &self,
+        path: &StorePath,
+        text: Bytes,
+        derivation: &Derivation<'_>,
+    ) -> Result<DerivationRecord, DerivationError> {
+        let mut modulo_of = |input: &StorePath| self.modulos.get(&input.hash()).copied();
         let name = path.name().strip_suffix(".drv").unwrap_or_default();
         derivation.verify_outputs(name, &mut modulo_of)?;
         Ok(DerivationRecord {
             path: path.clone(),
-            class: class(&derivation),
+            class: class(derivation),
             inputs: derivation.input_derivations.iter().map(|(input, _)| input.hash()).collect(),
             outputs: derivation
                 .outputs
@@ -195,7 +204,7 @@ impl<'a> Derivations<'a> {
 
     /// Returns the hash modulo of an input, from the stream or from what was known before.
     fn modulo(&mut self, path: &StorePath) -> Result<Option<Sha256>, IntakeError> {
-        if let Some(modulo) = self.modulos.get(path) {
+        if let Some(modulo) = self.modulos.get(&path.hash()) {
             return Ok(Some(*modulo));
         }
         if self.waited_for.contains_key(path) {
@@ -204,7 +213,7 @@ impl<'a> Derivations<'a> {
         }
         let modulo = self.known.modulo(path).map_err(Fault::Known)?;
         if let Some(modulo) = modulo {
-            self.modulos.insert(path.clone(), modulo);
+            self.modulos.insert(path.hash(), modulo);
         }
         Ok(modulo)
     }
