@@ -10,13 +10,11 @@ use crate::{
         agent::SessionId,
         build::ShownState,
         change::{Change, Limits},
-        engine::{
-            Answer, Ask, Effect, IdSource, Input, Inputs, Order, Saved, Settings, Token, Told,
-        },
+        engine::{Answer, Ask, Effect, IdSource, Input, Inputs, Order, Token, Told},
         id::{AttemptId, BuildId, Name},
         store_path::{PathHash, StorePath},
     },
-    store::{Store, StoreError},
+    store::StoreError,
     telemetry::{self, Clock},
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -265,16 +263,13 @@ pub(super) struct EngineThread {
     next_token: u64,
 }
 
-/// Starts the thread on what `store` has loaded. The receiver gets the error that ended it, or nothing when all handles are
+/// Starts the thread. The receiver gets the error that ended it, or nothing when all handles are
 /// gone.
 pub(super) fn spawn(
-    store: Store,
-    saved: Saved,
-    settings: Settings,
+    truth: Truth,
     clock: Clock,
     outlets: Outlets,
-) -> Result<(EngineHandle, oneshot::Receiver<Result<(), StoreError>>), StoreError> {
-    let truth = Truth::restore(store, saved, settings, clock.now())?;
+) -> (EngineHandle, oneshot::Receiver<Result<(), StoreError>>) {
     let (sender, messages) = mpsc::channel(MESSAGES_MAX);
     let (ended, end) = oneshot::channel();
     let thread = EngineThread {
@@ -297,7 +292,7 @@ pub(super) fn spawn(
             drop(ended.send(result));
         })
         .expect("a thread can be started");
-    Ok((EngineHandle { messages: sender }, end))
+    (EngineHandle { messages: sender }, end)
 }
 
 /// Whether the thread goes on.

@@ -12,10 +12,11 @@ use super::{
     readers::Readers,
     small::Room,
     transfers::{TransferLimits, Transfers},
+    truth::Truth,
 };
 use crate::{
     config::Config,
-    core::{engine::Saved, id::AttemptId},
+    core::{engine::Engine, id::AttemptId},
     depot::{Depot, DepotError, Publisher},
     protocol::{BULK_SUBSYSTEM, CONTROL_SUBSYSTEM},
     ssh::{self, Door, DoorConfig, DoorError, DoorLimits, Request, RequestKind, Role},
@@ -135,8 +136,8 @@ pub async fn start(
     let (publish, publishing) = publishing::queue();
     let (rested, _) = broadcast::channel(RESTED_MAX);
     let (allocated, _) = broadcast::channel(ALLOCATED_MAX);
-    let saved = store.load().map_err(|error| store.named(error))?;
-    let live = live_attempts(&saved);
+    let truth = Truth::restore(store, config.settings(), clock.now())?;
+    let live: BTreeSet<AttemptId> = truth.engine.attempts().map(|(attempt, _)| attempt).collect();
     let log_dir = state_dir.join("logs");
     let logs = Logs::start(&log_dir, log_rules(config), clock, &live, pressure.clone())
         .map_err(unusable)?;
@@ -147,11 +148,10 @@ pub async fn start(
         allocated: allocated.clone(),
     };
     let keeper = Keeper::start(depot.clone(), clock).map_err(StartError::Thread)?;
-    let unwritten = Room::new(store.reader()?.unwritten_bytes()?);
+    let unwritten = Room::new(truth.store.reader()?.unwritten_bytes()?);
     let transfers = Arc::new(Transfers::new(&transfer_limits(config), keeper, unwritten.clone()));
-    sweep(&depot, &saved, &transfers)?;
-    let (engine, engine_end) =
-        engine_thread::spawn(store, saved, config.settings(), clock, outlets)?;
+    sweep(&depot, &truth.engine, &transfers)?;
+    let (engine, engine_end) = engine_thread::spawn(truth, clock, outlets);
     drop(tokio::spawn(pressure.clone().watch(engine.clone(), cancel.clone())));
     let readers = Readers::new(database);
     let publisher = Publisher::new(depot.clone(), config.publish.clone());
@@ -316,12 +316,6 @@ fn lock(state_dir: &Path) -> Result<fs::File, StartError> {
     Ok(file)
 }
 
-/// Returns the attempts that agents may still have.
-fn live_attempts(saved: &Saved) -> BTreeSet<AttemptId> {
-    let leases = saved.builds.iter().filter_map(|build| build.state.lease());
-    leases.map(|lease| lease.attempt).collect()
-}
-
 fn log_rules(config: &Config) -> LogRules {
     LogRules {
         cap: config.log_cap.max(LOG_CAP_MIN),
@@ -331,12 +325,9 @@ fn log_rules(config: &Config) -> LogRules {
 }
 
 /// Removes what earlier processes left of uploads that nobody will go on with, and counts the rest.
-fn sweep(depot: &Depot, saved: &Saved, transfers: &Transfers) -> Result<(), DepotError> {
-    let leases = saved.builds.iter().filter_map(|build| build.state.lease());
+fn sweep(depot: &Depot, engine: &Engine, transfers: &Transfers) -> Result<(), DepotError> {
     // Agents may come back with lost attempts, too, and go on from where they were.
-    let lost = saved.lost.iter().map(|lost| (lost.attempt, &lost.agent));
-    let live: BTreeMap<_, _> =
-        leases.map(|lease| (lease.attempt, &lease.agent)).chain(lost).collect();
+    let live: BTreeMap<_, _> = engine.attempts().chain(engine.lost_attempts()).collect();
     let found = depot.sweep_incoming(|attempt| live.contains_key(&attempt))?;
     if found.removed > 0 {
         tracing::info!(removed = found.removed, kept = found.files, "abandoned uploads removed");

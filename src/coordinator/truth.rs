@@ -3,7 +3,7 @@
 use super::engine_thread::SubmitRequest;
 use crate::{
     core::{
-        engine::{Effect, Engine, IdSource, Input, Saved, Settings, Step, Submission, Token},
+        engine::{Effect, Engine, IdSource, Input, Settings, Step, Submission, Token},
         store_path::{PathHash, StorePath},
         time::Now,
     },
@@ -19,18 +19,12 @@ pub struct Truth {
 }
 
 impl Truth {
-    /// Begins with what `store` has loaded.
+    /// Begins with what is open in a database.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] when the open state does not fit together.
-    pub fn restore(
-        store: Store,
-        saved: Saved,
-        settings: Settings,
-        now: Now,
-    ) -> Result<Self, StoreError> {
-        let engine = Engine::restore(settings, now, saved)
-            .map_err(|what| StoreError::Damaged { table: "builds", what })?;
+    /// [`StoreError::Sql`], and [`StoreError::Damaged`] when the open state does not fit together.
+    pub fn restore(store: Store, settings: Settings, now: Now) -> Result<Self, StoreError> {
+        let engine = store.restore(settings, now).map_err(|error| store.named(error))?;
         Ok(Self { engine, store })
     }
 
@@ -84,10 +78,10 @@ impl Truth {
     /// # Errors
     /// Any [`StoreError`] of reading.
     pub fn differences(&self, now: Now) -> Result<Vec<String>, StoreError> {
-        let saved = self.store.load()?;
-        let reloaded = match Engine::restore(*self.engine.settings(), now, saved) {
+        let reloaded = match self.store.restore(*self.engine.settings(), now) {
             Ok(engine) => engine.snapshot(),
-            Err(what) => return Ok(vec![what]),
+            Err(StoreError::Damaged { what, .. }) => return Ok(vec![what]),
+            Err(error) => return Err(error),
         };
         let memory = self.engine.snapshot();
         let mut findings = Vec::new();

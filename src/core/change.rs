@@ -275,7 +275,7 @@ pub enum Origin {
 }
 
 /// How long a build may run and be silent, in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Limits {
     /// From start to end.
     pub timeout_ms: Option<u64>,

@@ -14,7 +14,9 @@ mod lost;
 mod order;
 mod queueing;
 mod restore;
+mod snapshot;
 mod submit;
+mod tally;
 
 pub use ask::{AgentView, Ask, Counts, Told};
 pub use ignored::Ignored;
@@ -22,23 +24,26 @@ pub use input::{
     Administered, Answer, Authority, Canceled, Decision, Delivery, Effect, Input, Inputs, Order,
     Root, Submission, Token,
 };
-pub use restore::{
-    LostAttempt, OpenBuild, Saved, SavedAgent, Snapshot, SnapshotAgent, SnapshotBuild,
-};
+pub use restore::{LostAttempt, OpenBuild, Restoring, Saved, SavedAgent};
+pub use snapshot::{Snapshot, SnapshotAgent, SnapshotBuild};
 
 use super::{
     agent::{Agent, Capacity},
     arena::{Arena, Ix},
-    build::{BuildEvent, BuildState, Lease, next_state},
+    build::{BuildEvent, BuildState, Lease, ShownState, next_state},
     change::{Change, Limits, Origin},
     defect::{Defect, Planted},
     graph::{Graph, Node},
     id::{AttemptId, BuildId, Name},
-    plan::{Queue, Rank, Strategy},
+    plan::{Class, ClassIx, Queue, Rank, Strategy},
     retry,
+    table::Table,
     time::{Monotonic, Now, Timestamp},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// What the operator may set about the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,24 +99,56 @@ pub struct Build {
     pub state: BuildState,
     /// Why it exists.
     pub origin: Origin,
-    /// Who asked for it.
+    /// What it has in common with the others of its submission.
+    pub request: Arc<Request>,
+    /// Nothing for most.
+    past: Option<Box<Past>>,
+    /// Under which rank it is in its ready set; most are not in one.
+    queued_as: Option<Box<Rank>>,
+    /// How it is counted, and what those who wait were told.
+    shown: ShownState,
+}
+
+/// What the builds of one submission have in common.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Request {
+    /// Who asked for them.
     pub submitter: Name,
-    /// Its own priority.
+    /// The priority of each.
     pub priority: i32,
-    /// When it was asked for.
+    /// When they were asked for.
     pub submitted: Timestamp,
-    /// How long it may run and be silent.
+    /// How long each may run and be silent.
     pub limits: Limits,
+}
+
+/// What attempts that are over left of a build.
+#[derive(Debug, Clone, Default)]
+struct Past {
     /// How many of its attempts ended through no fault of its own.
-    pub infrastructure_ends: u32,
+    infrastructure_ends: u32,
     /// The agent whose attempt ended so last; others are asked first.
-    pub avoid: Option<Name>,
+    avoid: Option<Name>,
     /// When it is queued again, while it is deferred.
     due: Option<Monotonic>,
-    /// Under which rank it is in its ready set.
-    queued_as: Option<Rank>,
-    /// Whether those who wait were told that it is blocked.
-    told_blocked: bool,
+}
+
+impl Build {
+    /// Returns how many of its attempts ended through no fault of its own.
+    #[must_use]
+    pub fn infrastructure_ends(&self) -> u32 {
+        self.past.as_ref().map_or(0, |past| past.infrastructure_ends)
+    }
+
+    /// Returns the agent whose attempt ended so last; others are asked first.
+    #[must_use]
+    pub fn avoid(&self) -> Option<&Name> {
+        self.past.as_ref()?.avoid.as_ref()
+    }
+
+    fn past_mut(&mut self) -> &mut Past {
+        self.past.get_or_insert_default()
+    }
 }
 
 /// All open state. One thread owns it.
@@ -121,12 +158,16 @@ pub struct Engine {
     graph: Graph,
     queue: Queue,
     builds: Arena<Build>,
-    by_id: BTreeMap<BuildId, Ix<Build>>,
+    by_id: Table,
     by_attempt: BTreeMap<AttemptId, Ix<Build>>,
     agents: BTreeMap<Name, Agent>,
     /// Deferred builds by when they are queued again: on the monotonic clock, so that a jump of the
     /// wall clock neither holds them back for years nor lets them all go at once.
     deferred: BTreeSet<(Monotonic, Ix<Build>)>,
+    /// How many builds are shown in each state.
+    tally: tally::Tally,
+    /// The class that was met last.
+    last_class: Option<(Arc<Class>, ClassIx)>,
     /// Offers that came before the report that the attempt is finished: they travel on different
     /// connections. At most one per live attempt.
     early_offers: BTreeMap<AttemptId, Token>,
@@ -155,10 +196,12 @@ impl Engine {
             graph: Graph::new(settings.strategy, settings.planted),
             queue: Queue::default(),
             builds: Arena::default(),
-            by_id: BTreeMap::new(),
+            by_id: Table::default(),
             by_attempt: BTreeMap::new(),
             agents: BTreeMap::new(),
             deferred: BTreeSet::new(),
+            tally: tally::Tally::default(),
+            last_class: None,
             early_offers: BTreeMap::new(),
             intake_closed: None,
             lost: lost::LostAttempts::default(),
@@ -184,6 +227,9 @@ impl Engine {
     /// milliseconds; `None` when only an input can change anything.
     #[must_use]
     pub fn wakes_in_ms(&self, now: Now) -> Option<u64> {
+        if self.graph.has_touched() {
+            return Some(0);
+        }
         let forgets = self.settings.planted.is(Defect::DeferredWakeForgotten);
         let first = self.deferred.first().filter(|_| !forgets);
         let deferred = first.map(|(until, _)| until.as_ms().saturating_sub(now.mono.as_ms()));
@@ -246,16 +292,20 @@ impl Engine {
             agent.sending.remove(&ix);
             self.by_attempt.remove(&lease.attempt);
         }
-        if let Some(due) = self.builds[ix].due.take() {
+        if let Some(due) = self.builds[ix].past.as_mut().and_then(|past| past.due.take()) {
             self.deferred.remove(&(due, ix));
         }
         self.index_state(turn.now, ix, &to);
         self.builds[ix].state = to.clone();
+        if to.is_final() || to.lease().is_some() {
+            // Of any other, what its inputs did meanwhile decides.
+            self.show(ix);
+        }
         if matches!(from, BuildState::Receiving(_)) {
             self.forget_contested();
         }
         turn.out.changes.push(Change::BuildMoved { build: id, from, to, at: turn.now.wall });
-        if self.builds[ix].state == BuildState::Queued {
+        if !self.builds[ix].state.is_final() && self.builds[ix].state.lease().is_none() {
             // What its inputs did meanwhile decides: ready, waiting or blocked.
             self.graph.touch(self.builds[ix].node);
         }
@@ -274,9 +324,24 @@ impl Engine {
         }
         if let BuildState::Deferred { until } = state {
             let due = retry::due(*until, now);
-            self.builds[ix].due = Some(due);
+            self.builds[ix].past_mut().due = Some(due);
             self.deferred.insert((due, ix));
         }
+    }
+
+    /// Gives a build its place.
+    fn enter(&mut self, build: Build) -> Ix<Build> {
+        self.tally.enters(build.shown);
+        let ix = self.builds.insert(build);
+        let builds = &self.builds;
+        self.by_id.insert(ix.number(), |number| builds[Ix::from_number(number)].id.digest());
+        ix
+    }
+
+    /// Returns an open build.
+    pub(crate) fn find(&self, id: BuildId) -> Option<Ix<Build>> {
+        let mut candidates = self.by_id.candidates(id.digest()).map(Ix::from_number);
+        candidates.find(|ix| self.builds[*ix].id == id)
     }
 
     /// Returns the build whose lease an attempt holds.

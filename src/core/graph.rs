@@ -3,17 +3,33 @@
 //! Edges, readiness and `blocked` belong to derivations; builds hang on them. A node is in memory
 //! while it has open builds or is an input of one that has. Inputs of a node are only known while
 //! it has open builds: nobody needs them otherwise.
+//!
+//! A million of them are nothing unusual, so each takes about 240 bytes with ten inputs and ten
+//! dependents: whatever has no fixed size lies in memory that all nodes share.
+
+mod check;
+mod load;
+mod names;
+mod node;
+mod spread;
+
+pub use load::LoadError;
+pub use node::Node;
 
 use super::{
     arena::{Arena, Ix},
     defect::{Defect, Planted},
     engine::Build,
     id::BuildId,
-    plan::{ClassIx, Strategy},
-    store_path::{PathHash, StorePath},
+    lists::Lists,
+    plan::{Class, ClassIx, Strategy},
+    store_path::{PathHash, StoreDir, StorePath},
+    table::Table,
     time::Timestamp,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use names::Names;
+use node::Output;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// How a derivation stands, as those see it that need it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,7 +75,7 @@ pub struct Facts {
     /// The derivation.
     pub path: StorePath,
     /// The class of agents that can build it.
-    pub class: super::plan::Class,
+    pub class: Arc<Class>,
     /// Its outputs, and whether the coordinator holds each.
     pub outputs: Vec<(PathHash, Held)>,
     /// Its input derivations.
@@ -103,94 +119,24 @@ pub enum EndResult {
     Failed,
 }
 
-/// One derivation.
-#[derive(Debug, Clone)]
-pub struct Node {
-    /// Its path.
-    pub path: StorePath,
-    /// The class of agents that can build it.
-    pub class: ClassIx,
-    /// Open builds of it.
-    pub builds: Vec<Ix<Build>>,
-    /// Input derivations; empty while no build is open.
-    pub inputs: Vec<Ix<Node>>,
-    /// Nodes with open builds that need this one; empty once it is available.
-    pub dependents: Vec<Ix<Node>>,
-    /// How it stands, as its dependents were last told.
-    pub standing: Standing,
-    /// How many inputs a build must still wait for, under the current strategy.
-    pub waiting: u32,
-    /// How many inputs obstruct: failed or blocked.
-    pub obstructed: u32,
-    /// The length of the longest chain of dependents.
-    pub height: u32,
-    /// The highest priority of its own builds and of anything that needs it.
-    pub priority: i32,
-    outputs: Box<[(PathHash, Held)]>,
-    /// How many outputs are not held.
-    unheld: u32,
-    /// How many of these were reported missing.
-    missing: u32,
-    /// How many nodes with open builds have it as an input.
-    uses: u32,
-    /// Boxed, for most that are in memory never had one.
-    last_end: Option<Box<LastEnd>>,
-}
-
-impl Node {
-    /// Tells whether a queued build of it may start.
-    #[must_use]
-    pub const fn is_ready(&self) -> bool {
-        self.waiting == 0 && self.obstructed == 0
-    }
-
-    /// Works out how it stands.
-    fn stands(&self) -> Standing {
-        match () {
-            () if self.unheld == 0 => Standing::Available,
-            () if !self.builds.is_empty() && self.obstructed > 0 => Standing::Blocked,
-            () if !self.builds.is_empty() => Standing::Pending,
-            () if self.failed() => Standing::Failed,
-            () if self.missing > 0 => Standing::Missing,
-            () => Standing::Absent,
-        }
-    }
-
-    fn failed(&self) -> bool {
-        self.last_end.as_ref().is_some_and(|end| end.result == EndResult::Failed)
-    }
-
-    /// Notes whether an output is held. Returns whether that is news.
-    fn note(&mut self, output: PathHash, now: Held) -> bool {
-        let mut news = false;
-        for (_, held) in self.outputs.iter_mut().filter(|(path, _)| *path == output) {
-            if *held != Held::Yes && *held != now {
-                *held = now;
-                news = true;
-            }
-        }
-        self.count_outputs();
-        news
-    }
-
-    fn count_outputs(&mut self) {
-        (self.unheld, self.missing) = (0, 0);
-        for (_, held) in &self.outputs {
-            self.unheld += u32::from(*held != Held::Yes);
-            self.missing += u32::from(*held == Held::Missing);
-        }
-    }
-}
-
 /// All derivations in memory.
 #[derive(Debug, Clone)]
 pub struct Graph {
     strategy: Strategy,
     planted: Planted,
     nodes: Arena<Node>,
-    by_path: BTreeMap<PathHash, Ix<Node>>,
-    by_output: BTreeMap<PathHash, Vec<Ix<Node>>>,
-    touched: BTreeSet<Ix<Node>>,
+    names: Names,
+    edges: Lists<Ix<Node>>,
+    builds: Lists<Ix<Build>>,
+    outputs: Lists<Output>,
+    by_path: Table,
+    by_output: Table,
+    /// Of those that have one and are not available; most never had one.
+    last_ends: BTreeMap<Ix<Node>, LastEnd>,
+    /// The store directory of each class.
+    dirs: BTreeMap<ClassIx, StoreDir>,
+    /// Nodes with the mark of the same name; and perhaps others, which have gone since.
+    touched: Vec<Ix<Node>>,
 }
 
 impl Graph {
@@ -201,9 +147,15 @@ impl Graph {
             strategy,
             planted,
             nodes: Arena::default(),
-            by_path: BTreeMap::new(),
-            by_output: BTreeMap::new(),
-            touched: BTreeSet::new(),
+            names: Names::default(),
+            edges: Lists::default(),
+            builds: Lists::default(),
+            outputs: Lists::default(),
+            by_path: Table::default(),
+            by_output: Table::default(),
+            last_ends: BTreeMap::new(),
+            dirs: BTreeMap::new(),
+            touched: Vec::new(),
         }
     }
 
@@ -213,10 +165,40 @@ impl Graph {
         &self.nodes[ix]
     }
 
+    /// Returns the path of a derivation.
+    ///
+    /// # Panics
+    /// Never: a name was checked when it came, and every class has a store directory.
+    #[must_use]
+    pub fn path(&self, ix: Ix<Node>) -> StorePath {
+        let node = &self.nodes[ix];
+        let name = self.names.get(node.name);
+        self.dirs[&node.class].path(node.hash, name).expect("names are checked when they come")
+    }
+
+    /// Returns the open builds of a derivation.
+    #[must_use]
+    pub fn builds(&self, ix: Ix<Node>) -> &[Ix<Build>] {
+        self.builds.get(&self.nodes[ix].builds)
+    }
+
+    /// Returns the input derivations of one with open builds; none while no build is open.
+    #[must_use]
+    pub fn inputs(&self, ix: Ix<Node>) -> &[Ix<Node>] {
+        self.edges.get(&self.nodes[ix].inputs)
+    }
+
+    /// Returns the nodes with open builds that need a derivation; none once it is available.
+    #[must_use]
+    pub fn dependents(&self, ix: Ix<Node>) -> &[Ix<Node>] {
+        self.edges.get(&self.nodes[ix].dependents)
+    }
+
     /// Returns the node of a derivation, if it is in memory.
     #[must_use]
     pub fn find(&self, path: PathHash) -> Option<Ix<Node>> {
-        self.by_path.get(&path).copied()
+        let mut candidates = self.by_path.candidates(path.digest()).map(Ix::from_number);
+        candidates.find(|ix| self.nodes[*ix].hash == path)
     }
 
     /// Returns all nodes.
@@ -225,46 +207,84 @@ impl Graph {
     }
 
     /// Returns the derivations in memory that have this output.
-    #[must_use]
-    pub fn makers_of(&self, output: PathHash) -> &[Ix<Node>] {
-        self.by_output.get(&output).map_or(&[], Vec::as_slice)
+    pub fn makers_of(&self, output: PathHash) -> impl Iterator<Item = Ix<Node>> {
+        self.places_of(output).map(|place| self.outputs.at(place).node)
     }
 
-    /// Returns the nodes whose readiness, priority or height changed since the last call.
-    pub fn take_touched(&mut self) -> BTreeSet<Ix<Node>> {
-        std::mem::take(&mut self.touched)
+    /// Returns where an output is among the outputs of all nodes.
+    fn places_of(&self, output: PathHash) -> impl Iterator<Item = u32> {
+        let places = self.by_output.candidates(output.digest()).map(|number| number - 1);
+        places.filter(move |place| self.outputs.at(*place).path == output)
+    }
+
+    /// Returns the nodes whose readiness, priority or height changed since they were last
+    /// returned: at most so many, in the order of their indices.
+    pub fn take_touched(&mut self, max: usize) -> Vec<Ix<Node>> {
+        if self.touched.len() > max {
+            // What is left has been sorted then, which makes this quick the next time.
+            self.touched.sort_unstable_by(|one, other| other.cmp(one));
+        }
+        let rest = self.touched.len().saturating_sub(max);
+        let mut taken = self.touched.split_off(rest);
+        taken.retain(|ix| match self.nodes.get(*ix) {
+            Some(node) if node.touched => {
+                self.nodes[*ix].touched = false;
+                true
+            }
+            Some(_) | None => false,
+        });
+        taken.sort_unstable();
+        taken
+    }
+
+    /// Tells whether [`Graph::take_touched`] has more to return.
+    #[must_use]
+    pub const fn has_touched(&self) -> bool {
+        !self.touched.is_empty()
     }
 
     /// Returns the node of a derivation, putting it in when it is new.
     pub fn meet(&mut self, facts: &Facts, class: ClassIx) -> Ix<Node> {
-        if let Some(ix) = self.find(facts.path.hash()) {
-            return ix;
-        }
-        let mut node = Node {
-            path: facts.path.clone(),
-            class,
-            builds: Vec::new(),
-            inputs: Vec::new(),
-            dependents: Vec::new(),
-            standing: Standing::Absent,
-            waiting: 0,
-            obstructed: 0,
-            height: 0,
-            priority: i32::MIN,
-            outputs: facts.outputs.clone().into_boxed_slice(),
-            unheld: 0,
-            missing: 0,
-            uses: 0,
-            last_end: facts.last_end.map(Box::new),
-        };
-        node.count_outputs();
-        node.standing = node.stands();
-        let ix = self.nodes.insert(node);
-        self.by_path.insert(facts.path.hash(), ix);
-        for (output, _) in &facts.outputs {
-            self.by_output.entry(*output).or_default().push(ix);
+        let ix = self.expect(facts.path.hash());
+        if self.nodes[ix].is_expected() {
+            self.fill(ix, facts, class);
+            self.nodes[ix].standing = self.stands(ix);
         }
         ix
+    }
+
+    /// Returns the node of a derivation, which is to be filled when it is new.
+    pub(super) fn expect(&mut self, hash: PathHash) -> Ix<Node> {
+        if let Some(ix) = self.find(hash) {
+            return ix;
+        }
+        let ix = self.nodes.insert(Node::expected(hash));
+        self.by_path.insert(ix.number(), |number| digest_of(&self.nodes, number));
+        ix
+    }
+
+    /// Enters what is known of a derivation, except for how it stands.
+    fn fill(&mut self, ix: Ix<Node>, facts: &Facts, class: ClassIx) {
+        debug_assert_eq!(*facts.path.dir(), facts.class.store_dir, "a class is of one store");
+        self.dirs.entry(class).or_insert_with(|| facts.class.store_dir.clone());
+        let outputs: Vec<Output> = facts
+            .outputs
+            .iter()
+            .map(|(path, held)| Output { path: *path, node: ix, held: *held })
+            .collect();
+        let outputs = self.outputs.list_of(&outputs);
+        for place in outputs.places() {
+            let path_at = |number: u32| self.outputs.at(number - 1).path.digest();
+            self.by_output.insert(place + 1, path_at);
+        }
+        let name = self.names.add(facts.path.name());
+        let node = &mut self.nodes[ix];
+        (node.class, node.name, node.outputs) = (class, name, outputs);
+        if let Some(end) = facts.last_end
+            && self.unheld(ix) > 0
+        {
+            self.last_ends.insert(ix, end);
+        }
     }
 
     /// Hangs an open build on a derivation. The first one ties it to its inputs, which must all
@@ -277,16 +297,16 @@ impl Graph {
         inputs: impl Iterator<Item = Ix<Node>>,
     ) {
         let first = self.nodes[ix].builds.is_empty();
-        self.nodes[ix].builds.push(build);
+        self.builds.push(&mut self.nodes[ix].builds, build);
         if first {
             let inputs: Vec<_> = inputs.collect();
             for input in &inputs {
                 self.tie(ix, *input);
             }
-            self.nodes[ix].inputs = inputs;
+            self.nodes[ix].inputs = self.edges.list_of(&inputs);
         }
         self.raise(ix, priority, self.nodes[ix].height);
-        self.touched.insert(ix);
+        self.touch(ix);
         self.settle(ix);
     }
 
@@ -299,18 +319,25 @@ impl Graph {
         build: Ix<Build>,
         end: Option<LastEnd>,
     ) -> Vec<Ix<Node>> {
-        let node = &mut self.nodes[ix];
-        node.builds.retain(|other| *other != build);
-        if end > node.last_end.as_deref().copied() {
-            node.last_end = end.map(Box::new);
+        let place = self.builds(ix).iter().position(|other| *other == build);
+        if let Some(place) = place {
+            self.builds.swap_remove(&mut self.nodes[ix].builds, place);
+        }
+        if let Some(end) = end
+            && self.unheld(ix) > 0
+        {
+            let last = self.last_ends.entry(ix).or_insert(end);
+            *last = end.max(*last);
         }
         let mut unneeded = Vec::new();
         if self.nodes[ix].builds.is_empty() {
-            let inputs = std::mem::take(&mut self.nodes[ix].inputs);
+            let mut inputs = std::mem::take(&mut self.nodes[ix].inputs);
+            let untied = self.edges.get(&inputs).to_vec();
+            self.edges.drop_list(&mut inputs);
             self.nodes[ix].waiting = 0;
             self.nodes[ix].obstructed = 0;
             self.settle(ix);
-            for input in inputs {
+            for input in untied {
                 self.untie(ix, input);
                 let freed = self.forget_if_unused(input);
                 let forgets = self.planted.is(Defect::CancelForgetsWants);
@@ -318,7 +345,7 @@ impl Graph {
                     unneeded.push(input);
                 }
             }
-            self.touched.insert(ix);
+            self.touch(ix);
             self.forget_if_unused(ix);
         } else {
             self.settle(ix);
@@ -329,65 +356,48 @@ impl Graph {
     /// Tells whether the coordinator holds an output, as far as a derivation in memory has it.
     #[must_use]
     pub fn holds(&self, output: PathHash) -> bool {
-        self.makers_of(output).iter().any(|ix| {
-            self.nodes[*ix].outputs.iter().any(|(path, held)| *path == output && *held == Held::Yes)
-        })
+        self.places_of(output).any(|place| self.outputs.at(place).held == Held::Yes)
     }
 
     /// Notes that the coordinator now holds an output.
     pub fn hold(&mut self, output: PathHash) {
-        for ix in self.by_output.get(&output).cloned().unwrap_or_default() {
-            self.nodes[ix].note(output, Held::Yes);
-            self.settle(ix);
-        }
+        self.note(output, Held::Yes);
     }
 
     /// Tells whether an output is one of an input derivation of a node with open builds.
     #[must_use]
     pub fn needs(&self, ix: Ix<Node>, output: PathHash) -> bool {
-        let makers = self.by_output.get(&output).map_or(&[][..], Vec::as_slice);
-        makers.iter().any(|maker| self.nodes[ix].inputs.contains(maker))
+        self.makers_of(output).any(|maker| self.inputs(ix).contains(&maker))
     }
 
     /// Notes that an agent could not find an output anywhere. Returns whether that is news: some
     /// derivation in memory makes it, and it is neither held nor known to be missing.
     pub fn miss(&mut self, output: PathHash) -> bool {
+        self.note(output, Held::Missing)
+    }
+
+    /// Notes whether an output is held. Returns whether that is news.
+    fn note(&mut self, output: PathHash, now: Held) -> bool {
         let mut news = false;
-        for ix in self.by_output.get(&output).cloned().unwrap_or_default() {
-            news |= self.nodes[ix].note(output, Held::Missing);
-            self.settle(ix);
+        let places: Vec<u32> = self.places_of(output).collect();
+        for place in places {
+            let one = self.outputs.at_mut(place);
+            let maker = one.node;
+            if one.held != Held::Yes && one.held != now {
+                one.held = now;
+                news = true;
+            }
+            self.settle(maker);
         }
         news
     }
 
     /// Makes [`Graph::take_touched`] return a node.
     pub fn touch(&mut self, ix: Ix<Node>) {
-        self.touched.insert(ix);
-    }
-
-    /// Records that `ix` needs `input`.
-    fn tie(&mut self, ix: Ix<Node>, input: Ix<Node>) {
-        let standing = self.nodes[input].standing;
-        self.nodes[input].uses += 1;
-        if standing == Standing::Available {
-            return;
-        }
-        self.nodes[input].dependents.push(ix);
-        let height = self.nodes[ix].height + 1;
-        self.raise(input, self.nodes[ix].priority, height);
-        let strategy = self.strategy;
         let node = &mut self.nodes[ix];
-        node.waiting += u32::from(strategy.waits_for(standing));
-        node.obstructed += u32::from(standing.obstructs());
-    }
-
-    /// Undoes [`Graph::tie`], except for the counters of `ix`, which has no builds any more.
-    fn untie(&mut self, ix: Ix<Node>, input: Ix<Node>) {
-        let input = &mut self.nodes[input];
-        input.uses -= 1;
-        // Available inputs have no list: this only costs where a build ended before its inputs.
-        if let Some(place) = input.dependents.iter().position(|other| *other == ix) {
-            input.dependents.swap_remove(place);
+        if !node.touched {
+            node.touched = true;
+            self.touched.push(ix);
         }
     }
 
@@ -397,116 +407,25 @@ impl Graph {
         if node.uses > 0 || !node.builds.is_empty() {
             return false;
         }
-        let node = self.nodes.remove(ix);
-        self.touched.remove(&ix);
-        self.by_path.remove(&node.path.hash());
-        for (output, _) in &node.outputs {
-            if let Some(makers) = self.by_output.get_mut(output) {
-                makers.retain(|other| *other != ix);
-                if makers.is_empty() {
-                    self.by_output.remove(output);
-                }
-            }
+        self.by_path.remove(ix.number(), |number| digest_of(&self.nodes, number));
+        let mut node = self.nodes.remove(ix);
+        for place in node.outputs.places() {
+            let path_at = |number: u32| self.outputs.at(number - 1).path.digest();
+            self.by_output.remove(place + 1, path_at);
+        }
+        self.outputs.drop_list(&mut node.outputs);
+        self.edges.drop_list(&mut node.dependents);
+        self.last_ends.remove(&ix);
+        self.names.forget(node.name);
+        if self.names.are_sparse() {
+            let names = self.nodes.values_mut().map(|node| &mut node.name);
+            self.names.move_together(names);
         }
         true
     }
+}
 
-    /// Tells dependents, and theirs in turn, how a node stands now.
-    fn settle(&mut self, start: Ix<Node>) {
-        let mut pending = vec![start];
-        while let Some(ix) = pending.pop() {
-            let (before, now) = (self.nodes[ix].standing, self.nodes[ix].stands());
-            if before == now {
-                continue;
-            }
-            self.nodes[ix].standing = now;
-            let dependents = match now {
-                Standing::Available => std::mem::take(&mut self.nodes[ix].dependents),
-                Standing::Pending
-                | Standing::Blocked
-                | Standing::Failed
-                | Standing::Missing
-                | Standing::Absent => self.nodes[ix].dependents.clone(),
-            };
-            for dependent in dependents {
-                let strategy = self.strategy;
-                let node = &mut self.nodes[dependent];
-                if !self.planted.is(Defect::CounterForgotten) {
-                    node.waiting -= u32::from(strategy.waits_for(before));
-                }
-                node.waiting += u32::from(strategy.waits_for(now));
-                if !self.planted.is(Defect::BlockedForGood) {
-                    node.obstructed -= u32::from(before.obstructs());
-                }
-                node.obstructed += u32::from(now.obstructs());
-                self.touched.insert(dependent);
-                pending.push(dependent);
-            }
-        }
-    }
-
-    /// Raises the derived priority and the height of a node, and of all that it needs.
-    ///
-    /// An input was always higher than its dependents, so the heights from before are an order in
-    /// which each node has heard of all its dependents before its turn comes, and has just one.
-    fn raise(&mut self, start: Ix<Node>, priority: i32, height: u32) {
-        let mut pending = BTreeMap::from([((self.nodes[start].height, start), (priority, height))]);
-        while let Some(((_, ix), (priority, height))) = pending.pop_first() {
-            let node = &mut self.nodes[ix];
-            if node.priority >= priority && node.height >= height {
-                continue;
-            }
-            node.priority = node.priority.max(priority);
-            node.height = node.height.max(height);
-            let (priority, height) = (node.priority, node.height + 1);
-            self.touched.insert(ix);
-            for input in &self.nodes[ix].inputs {
-                let node = &self.nodes[*input];
-                let is_high = node.priority >= priority && node.height >= height;
-                if !is_high && node.standing != Standing::Available {
-                    let raised = pending.entry((node.height, *input)).or_insert((priority, height));
-                    *raised = (raised.0.max(priority), raised.1.max(height));
-                }
-            }
-        }
-    }
-
-    /// Recounts everything from the edges and returns what does not agree.
-    #[must_use]
-    pub fn check(&self) -> Vec<String> {
-        let mut findings = Vec::new();
-        let mut uses: BTreeMap<Ix<Node>, u32> = BTreeMap::new();
-        for (ix, node) in self.iter() {
-            let (mut waiting, mut obstructed) = (0, 0);
-            for input in &node.inputs {
-                *uses.entry(*input).or_default() += 1;
-                let standing = self.nodes[*input].standing;
-                waiting += u32::from(self.strategy.waits_for(standing));
-                obstructed += u32::from(standing.obstructs());
-                let listed = self.nodes[*input].dependents.contains(&ix);
-                if listed == (standing == Standing::Available) {
-                    findings.push(format!("{}: its input's list is wrong about it", node.path));
-                }
-            }
-            if (waiting, obstructed) != (node.waiting, node.obstructed) {
-                findings.push(format!(
-                    "{}: waits for {waiting} ({obstructed} obstructed), counted as {} ({})",
-                    node.path, node.waiting, node.obstructed
-                ));
-            }
-            if node.standing != node.stands() {
-                findings.push(format!("{}: its standing is out of date", node.path));
-            }
-            if node.builds.is_empty() && !node.inputs.is_empty() {
-                findings.push(format!("{}: has inputs but no open build", node.path));
-            }
-        }
-        for (ix, node) in self.iter() {
-            let counted = uses.get(&ix).copied().unwrap_or(0);
-            if counted != node.uses || (counted == 0 && node.builds.is_empty()) {
-                findings.push(format!("{}: used {counted} times, noted {}", node.path, node.uses));
-            }
-        }
-        findings
-    }
+/// Returns what [`Table`] looks for a node by.
+fn digest_of(nodes: &Arena<Node>, number: u32) -> u64 {
+    nodes[Ix::from_number(number)].hash.digest()
 }

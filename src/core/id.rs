@@ -26,6 +26,13 @@ macro_rules! uuid_id {
                 Self(Uuid::from_bytes(bytes))
             }
 
+            /// Returns some bits of it, which are as good as a hash of it.
+            #[must_use]
+            pub const fn digest(&self) -> u64 {
+                let (high, low) = self.0.as_u64_pair();
+                high ^ low
+            }
+
             /// Returns the 16 bytes that the database keeps.
             #[must_use]
             pub const fn as_bytes(&self) -> &[u8; 16] {

@@ -52,6 +52,13 @@ impl PathHash {
         &self.0
     }
 
+    /// Returns some bits of it, which are as good as a hash of it.
+    #[must_use]
+    pub const fn digest(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+
     /// Returns the 32 digits of the hash part.
     #[must_use]
     pub fn base32(&self) -> String {

@@ -141,14 +141,8 @@ impl World {
     /// The process starts from the database.
     pub(super) fn coordinator_starts(&mut self) {
         let Some(store) = self.coordinator.disk.take() else { return };
-        let saved = match store.load() {
-            Ok(saved) => saved,
-            Err(error) => {
-                return self.violated(format!("S9: the database cannot be read: {error}"));
-            }
-        };
         let now = Now { wall: self.wall(), mono: Monotonic::from_ms(0) };
-        let truth = match Truth::restore(store, saved, self.settings, now) {
+        let truth = match Truth::restore(store, self.settings, now) {
             Ok(truth) => truth,
             Err(error) => return self.violated(format!("S9: no start from the database: {error}")),
         };

@@ -34,6 +34,7 @@ impl Store {
                 // Ids that were interned in this transaction go with it.
                 self.dirs.clear();
                 self.classes.clear();
+                self.class_at.take();
                 self.connection.execute_batch("ROLLBACK").map_err(doing("roll back"))?;
                 Err(error)
             }

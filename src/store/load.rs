@@ -1,241 +1,135 @@
-//! What the engine needs from the database: open state at start, and the facts of a submission.
+//! Open state at start: a few scans, each row handed on as it is read.
+//!
+//! Derivations are written after their inputs, so a scan against the order of writing meets
+//! whoever needs something before what is needed, and one pass finds all.
 
-use super::{Store, StoreError, doing, row};
+use super::{Store, StoreError, doing, facts, row};
 use crate::core::{
     change::{Limits, Origin},
-    engine::{Inputs, LostAttempt, OpenBuild, Root, Saved},
-    graph::{EndResult, Facts, Held, LastEnd},
-    id::{AttemptId, BuildId, Name},
+    engine::{Engine, LostAttempt, OpenBuild, Restoring, Settings},
+    graph::{Facts, Held},
+    id::{AttemptId, BuildId},
     outcome::AttemptEnd,
-    plan::Class,
     store_path::PathHash,
-    time::Timestamp,
+    time::{Now, Timestamp},
 };
-use rusqlite::{OptionalExtension as _, named_params};
-use std::collections::{BTreeMap, BTreeSet};
+use rusqlite::{Row, Rows, named_params};
 
-/// What a submission needs from the database.
-#[derive(Debug)]
-pub struct SubmissionFacts {
-    /// The roots, with the builds that an earlier request with the same key made.
-    pub roots: Vec<Root>,
-    /// The facts of roots and inputs.
-    pub facts: Vec<Facts>,
-    /// Derivations that are not known: the submission must be refused.
-    pub unknown: Vec<PathHash>,
-}
+/// When one derivation in so many or more has an open build, all of them are scanned; else those
+/// that are needed are looked up. To look one up costs about as much as to scan four.
+const SCANNED_SHARE: i64 = 8;
 
 impl Store {
-    /// Returns all open state.
+    /// Returns the engine with all open state.
     ///
     /// # Errors
     /// [`StoreError::Sql`] and [`StoreError::Damaged`].
-    pub fn load(&self) -> Result<Saved, StoreError> {
-        let builds = self.open_builds()?;
-        let mut facts: BTreeMap<PathHash, Facts> = BTreeMap::new();
-        for build in &builds {
-            if facts.contains_key(&build.derivation) {
-                continue;
+    pub fn restore(&self, settings: Settings, now: Now) -> Result<Engine, StoreError> {
+        let mut restoring = Restoring::new(settings, now);
+        self.load_into(&mut restoring)?;
+        self.shrink()?;
+        restoring.finish().map_err(unfit)
+    }
+
+    fn load_into(&self, into: &mut Restoring) -> Result<(), StoreError> {
+        self.agents()?.into_iter().for_each(|agent| into.agent(agent));
+        let (mut rows, retried) = self.load_builds(into)?;
+        rows.sort_unstable();
+        rows.dedup();
+        if self.are_many(rows.len())? {
+            self.scan_derivations(&rows, into)?;
+        } else {
+            for id in rows.into_iter().rev() {
+                if let Some(facts) = self.facts_at(id)? {
+                    into.derivation(&facts);
+                }
             }
-            if let Some(found) = self.facts(build.derivation)? {
-                facts.insert(build.derivation, found);
+        }
+        for lacking in into.lacking() {
+            if let Some(facts) = self.facts(lacking)? {
+                into.derivation(&facts);
             }
         }
-        let inputs: BTreeSet<PathHash> = facts
-            .values()
-            .flat_map(|facts| facts.inputs.iter().copied())
-            .filter(|input| !facts.contains_key(input))
-            .collect();
-        for input in inputs {
-            if let Some(found) = self.facts(input)? {
-                facts.insert(input, found);
-            }
+        for build in retried {
+            self.lost_attempts(build, into)?;
         }
-        let mut lost = Vec::new();
-        // To lose an agent counts, so most builds need not be asked about.
-        for build in builds.iter().filter(|build| build.infrastructure_ends > 0) {
-            self.lost_attempts(build.id, &mut lost)?;
-        }
-        let (facts, agents) = (facts.into_values().collect(), self.agents()?);
-        Ok(Saved { facts, builds, agents, lost })
+        Ok(())
     }
 
-    /// Returns what a submission needs: the roots and their inputs, and with builds for inputs the
-    /// whole closure up to what is held.
-    ///
-    /// # Errors
-    /// [`StoreError::Sql`] and [`StoreError::Damaged`].
-    pub fn submission_facts(
-        &self,
-        roots: &[PathHash],
-        inputs: Inputs,
-        submitter: &Name,
-        key: Option<&str>,
-    ) -> Result<SubmissionFacts, StoreError> {
-        let mut found = SubmissionFacts { roots: Vec::new(), facts: Vec::new(), unknown: vec![] };
-        for derivation in roots {
-            let existing = match key {
-                Some(key) => self.build_by_key(submitter, *derivation, key)?,
-                None => None,
-            };
-            found.roots.push(Root { derivation: *derivation, existing });
-        }
-        // A root may be met as an input of another first, and is a root all the same.
-        let is_root: BTreeSet<PathHash> = roots.iter().copied().collect();
-        let mut seen: BTreeSet<PathHash> = BTreeSet::new();
-        let mut pending: Vec<PathHash> = roots.to_vec();
-        while let Some(path) = pending.pop() {
-            if !seen.insert(path) {
-                continue;
-            }
-            let Some(facts) = self.facts(path)? else {
-                found.unknown.push(path);
-                continue;
-            };
-            let held = facts.outputs.iter().all(|(_, held)| *held == Held::Yes);
-            // Whatever gets a build needs the facts of its inputs, held or not.
-            if is_root.contains(&path) || (inputs == Inputs::Build && !held) {
-                pending.extend(&facts.inputs);
-            }
-            found.facts.push(facts);
-        }
-        Ok(found)
-    }
-
-    /// Returns the facts of one derivation; `None` when it is not known.
-    pub(super) fn facts(&self, hash: PathHash) -> Result<Option<Facts>, StoreError> {
-        const TABLE: &str = "derivations";
-        let columns: Option<(i64, String, String, String, Vec<u8>)> = self
-            .connection
-            .prepare_cached(
-                "SELECT d.id, s.path, d.name, c.class, d.inputs FROM derivations d
-                 JOIN store_dirs s ON s.id = d.store_dir JOIN classes c ON c.id = d.class
-                 WHERE d.hash = :hash",
-            )
-            .and_then(|mut select| {
-                select
-                    .query_row(named_params! { ":hash": hash.as_bytes() }, |row| {
-                        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
-                    })
-                    .optional()
-            })
-            .map_err(doing("read a derivation"))?;
-        let Some((id, dir, name, class, inputs)) = columns else { return Ok(None) };
-        Ok(Some(Facts {
-            path: row::store_path(TABLE, &dir, hash.as_bytes(), &name)?,
-            class: row::json::<Class>("classes", &class)?,
-            outputs: self.outputs_with_held(id)?,
-            inputs: row::path_hashes(TABLE, &inputs)?,
-            last_end: self.last_end(id)?,
-        }))
-    }
-
-    /// Returns a derivation's outputs, and which of them are held or reported missing.
-    fn outputs_with_held(&self, derivation: i64) -> Result<Vec<(PathHash, Held)>, StoreError> {
-        let mut select = self
-            .connection
-            .prepare_cached(
-                "SELECT o.path, EXISTS (SELECT 1 FROM nars n WHERE n.path = o.path),
-                    EXISTS (SELECT 1 FROM missing_outputs m WHERE m.path = o.path)
-                 FROM derivation_outputs o WHERE o.derivation = :derivation
-                 ORDER BY o.position LIMIT 10000",
-            )
-            .map_err(doing("read outputs"))?;
-        let rows = select
-            .query_map(named_params! { ":derivation": derivation }, |row| {
-                Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, bool>(1)?, row.get::<_, bool>(2)?))
-            })
-            .map_err(doing("read outputs"))?;
-        let mut outputs = Vec::new();
-        for columns in rows {
-            let (path, held, missing) = columns.map_err(doing("read outputs"))?;
-            let path = PathHash::from_bytes(row::bytes("derivation_outputs", &path)?);
-            let held = match (held, missing) {
-                (true, _) => Held::Yes,
-                (false, true) => Held::Missing,
-                (false, false) => Held::No,
-            };
-            outputs.push((path, held));
-        }
-        Ok(outputs)
-    }
-
-    /// Returns the last end of a derivation's builds, in the order that [`LastEnd`] describes.
-    fn last_end(&self, derivation: i64) -> Result<Option<LastEnd>, StoreError> {
-        let columns: Option<(i64, Vec<u8>, bool)> = self
-            .connection
-            .prepare_cached(
-                "SELECT state_at, id, state = 'failed' FROM builds
-                 WHERE derivation = :derivation AND state IN ('succeeded', 'failed')
-                 ORDER BY state_at DESC, id DESC LIMIT 1",
-            )
-            .and_then(|mut select| {
-                select
-                    .query_row(named_params! { ":derivation": derivation }, |row| {
-                        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-                    })
-                    .optional()
-            })
-            .map_err(doing("read the last end of a derivation"))?;
-        let Some((at, id, failed)) = columns else { return Ok(None) };
-        Ok(Some(LastEnd {
-            at: Timestamp::from_ms(at),
-            build: BuildId::from_bytes(row::bytes("builds", &id)?),
-            result: if failed { EndResult::Failed } else { EndResult::Succeeded },
-        }))
-    }
-
-    fn build_by_key(
-        &self,
-        submitter: &Name,
-        derivation: PathHash,
-        key: &str,
-    ) -> Result<Option<BuildId>, StoreError> {
-        let id: Option<Vec<u8>> = self
-            .connection
-            .prepare_cached(
-                "SELECT b.id FROM builds b JOIN derivations d ON d.id = b.derivation
-                 WHERE b.submitter = :submitter AND d.hash = :hash AND b.key = :key",
-            )
-            .and_then(|mut select| {
-                select
-                    .query_row(
-                        named_params! {
-                            ":submitter": submitter.as_str(), ":hash": derivation.as_bytes(),
-                            ":key": key,
-                        },
-                        |row| row.get(0),
-                    )
-                    .optional()
-            })
-            .map_err(doing("look for an earlier request"))?;
-        id.map(|id| row::bytes("builds", &id).map(BuildId::from_bytes)).transpose()
-    }
-
-    fn open_builds(&self) -> Result<Vec<OpenBuild>, StoreError> {
+    /// Hands all open builds on. Returns the rows of their derivations, and which of them may have
+    /// lost attempts: to lose an agent counts, so most need not be asked about.
+    fn load_builds(&self, into: &mut Restoring) -> Result<(Vec<i64>, Vec<BuildId>), StoreError> {
         let mut select = self
             .connection
             .prepare(
                 "SELECT b.id, d.hash, b.origin, b.submitter, b.priority, b.submitted_at,
                     b.timeout_ms, b.max_silent_ms, b.infrastructure_ends, b.avoid,
-                    b.state, b.attempt, a.agent, b.deferred_until
+                    b.state, b.attempt, a.agent, b.deferred_until, b.derivation
                  FROM builds b JOIN derivations d ON d.id = b.derivation
                  LEFT JOIN attempts a ON a.id = b.attempt
                  WHERE b.state IN ('deferred', 'queued', 'allocated', 'building', 'receiving')
-                 ORDER BY b.id LIMIT -1",
+                 ORDER BY b.state, b.id LIMIT -1",
             )
             .map_err(doing("read open builds"))?;
-        let rows =
-            select.query_map([], |row| Ok(open_build(row))).map_err(doing("read open builds"))?;
-        let mut builds = Vec::new();
-        for build in rows {
-            builds.push(build.map_err(doing("read open builds"))??);
+        let mut rows = select.query([]).map_err(doing("read open builds"))?;
+        let (mut derivations, mut retried) = (Vec::new(), Vec::new());
+        while let Some(row) = rows.next().map_err(doing("read open builds"))? {
+            let build = open_build(row)?;
+            if build.infrastructure_ends > 0 {
+                retried.push(build.id);
+            }
+            derivations.push(row::integer("builds", row, 14)?);
+            into.build(build).map_err(unfit)?;
         }
-        Ok(builds)
+        Ok((derivations, retried))
     }
 
-    /// Adds the attempts of a build that their agents may come back with.
-    fn lost_attempts(&self, build: BuildId, lost: &mut Vec<LostAttempt>) -> Result<(), StoreError> {
+    /// Tells whether so many derivations are better found by a scan.
+    fn are_many(&self, derivations: usize) -> Result<bool, StoreError> {
+        let all: i64 = self
+            .connection
+            .query_row("SELECT coalesce(max(id), 0) FROM derivations", [], |row| row.get(0))
+            .map_err(doing("count derivations"))?;
+        Ok(i64::try_from(derivations).unwrap_or(i64::MAX).saturating_mul(SCANNED_SHARE) > all)
+    }
+
+    /// Hands on the derivations in these rows, which are in order, and those that they need.
+    fn scan_derivations(&self, rows: &[i64], into: &mut Restoring) -> Result<(), StoreError> {
+        let sql = doing("read derivations");
+        let mut derivations = self
+            .connection
+            .prepare(
+                "SELECT id, hash, name, class, inputs, store_dir FROM derivations
+                 ORDER BY id DESC LIMIT -1",
+            )
+            .map_err(&sql)?;
+        let mut derivations = derivations.query([]).map_err(&sql)?;
+        let mut outputs = self
+            .connection
+            .prepare(
+                "SELECT o.derivation, o.path, EXISTS (SELECT 1 FROM nars n WHERE n.path = o.path),
+                    EXISTS (SELECT 1 FROM missing_outputs m WHERE m.path = o.path)
+                 FROM derivation_outputs o ORDER BY o.derivation DESC, o.position DESC LIMIT -1",
+            )
+            .map_err(&sql)?;
+        let mut outputs = Outputs { rows: outputs.query([]).map_err(&sql)?, ahead: None };
+        let mut rows = rows.iter().rev().copied().peekable();
+        while let Some(row) = derivations.next().map_err(&sql)? {
+            let id = row::integer("derivations", row, 0)?;
+            let hash = row::bytes("derivations", row::blob("derivations", row, 1)?)?;
+            if rows.next_if_eq(&id).is_none() && !into.lacks(PathHash::from_bytes(hash)) {
+                continue;
+            }
+            let (id, mut facts) = self.derivation(row)?;
+            outputs.add(id, &mut facts)?;
+            self.add_last_end(id, &mut facts)?;
+            into.derivation(&facts);
+        }
+        Ok(())
+    }
+
+    /// Hands on the attempts of a build that their agents may come back with.
+    fn lost_attempts(&self, build: BuildId, into: &mut Restoring) -> Result<(), StoreError> {
         const TABLE: &str = "attempts";
         let mut select = self
             .connection
@@ -253,41 +147,77 @@ impl Store {
         for columns in rows {
             let (attempt, agent) = columns.map_err(doing("read lost attempts"))?;
             let attempt = AttemptId::from_bytes(row::bytes(TABLE, &attempt)?);
-            lost.push(LostAttempt { attempt, build, agent: row::parsed(TABLE, &agent)? });
+            into.lost(LostAttempt { attempt, build, agent: row::parsed(TABLE, &agent)? });
         }
         Ok(())
     }
 }
 
-fn open_build(row: &rusqlite::Row<'_>) -> Result<OpenBuild, StoreError> {
+/// The outputs of all derivations, behind one another against the order of derivations.
+struct Outputs<'a> {
+    rows: Rows<'a>,
+    /// The first that was read but not yet asked for, and its derivation.
+    ahead: Option<(i64, (PathHash, Held))>,
+}
+
+impl Outputs<'_> {
+    /// Adds the outputs of a derivation, and passes over those of derivations behind it.
+    fn add(&mut self, derivation: i64, facts: &mut Facts) -> Result<(), StoreError> {
+        while let Some((of, output)) = self.next()? {
+            if of < derivation {
+                self.ahead = Some((of, output));
+                break;
+            }
+            if of == derivation {
+                facts.outputs.push(output);
+            }
+        }
+        facts.outputs.reverse();
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<Option<(i64, (PathHash, Held))>, StoreError> {
+        if let Some(ahead) = self.ahead.take() {
+            return Ok(Some(ahead));
+        }
+        let row = self.rows.next().map_err(doing("read outputs"))?;
+        row.map(|row| {
+            Ok((row::integer("derivation_outputs", row, 0)?, facts::read_output(row, 1)?))
+        })
+        .transpose()
+    }
+}
+
+/// Returns what is wrong with rows that do not fit together.
+fn unfit(what: String) -> StoreError {
+    StoreError::Damaged { table: "builds", what }
+}
+
+fn open_build(row: &Row<'_>) -> Result<OpenBuild, StoreError> {
     const TABLE: &str = "builds";
-    let sql = doing("read an open build");
     let limit = |column: usize| -> Result<Option<u64>, StoreError> {
-        let ms: Option<i64> = row.get(column).map_err(&sql)?;
+        let ms = row::optional_integer(TABLE, row, column)?;
         Ok(ms.and_then(|ms| u64::try_from(ms).ok()))
     };
-    let avoid: Option<String> = row.get(9).map_err(&sql)?;
+    let avoid = row::optional_text(TABLE, row, 9)?;
     Ok(OpenBuild {
-        id: BuildId::from_bytes(row::bytes(TABLE, &row.get::<_, Vec<u8>>(0).map_err(&sql)?)?),
-        derivation: PathHash::from_bytes(row::bytes(
-            TABLE,
-            &row.get::<_, Vec<u8>>(1).map_err(&sql)?,
-        )?),
-        origin: match row.get::<_, String>(2).map_err(&sql)?.as_str() {
+        id: BuildId::from_bytes(row::bytes(TABLE, row::blob(TABLE, row, 0)?)?),
+        derivation: PathHash::from_bytes(row::bytes(TABLE, row::blob(TABLE, row, 1)?)?),
+        origin: match row::text(TABLE, row, 2)? {
             "asked" => Origin::Asked,
             _ => Origin::Implied,
         },
-        submitter: row::parsed(TABLE, &row.get::<_, String>(3).map_err(&sql)?)?,
-        priority: row.get(4).map_err(&sql)?,
-        submitted: Timestamp::from_ms(row.get(5).map_err(&sql)?),
+        submitter: row::parsed(TABLE, row::text(TABLE, row, 3)?)?,
+        priority: row.get(4).map_err(doing("read an open build"))?,
+        submitted: Timestamp::from_ms(row::integer(TABLE, row, 5)?),
         limits: Limits { timeout_ms: limit(6)?, max_silent_ms: limit(7)? },
-        infrastructure_ends: row.get(8).map_err(&sql)?,
-        avoid: avoid.as_deref().map(|name| row::parsed(TABLE, name)).transpose()?,
+        infrastructure_ends: row.get(8).map_err(doing("read an open build"))?,
+        avoid: avoid.map(|name| row::parsed(TABLE, name)).transpose()?,
         state: row::build_state(&row::StateColumns {
-            state: row.get(10).map_err(&sql)?,
-            attempt: row.get(11).map_err(&sql)?,
-            agent: row.get(12).map_err(&sql)?,
-            deferred_until: row.get(13).map_err(&sql)?,
+            state: row::text(TABLE, row, 10)?,
+            attempt: row::optional_blob(TABLE, row, 11)?,
+            agent: row::optional_text(TABLE, row, 12)?,
+            deferred_until: row::optional_integer(TABLE, row, 13)?,
         })?,
     })
 }

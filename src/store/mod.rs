@@ -8,6 +8,7 @@ mod agents;
 mod apply;
 mod derivations;
 mod disputes;
+mod facts;
 mod load;
 mod migrate;
 mod nars;
@@ -19,7 +20,7 @@ mod simulated;
 mod unwritten;
 
 pub use disputes::{DISPUTED_PER_PATH_MAX, StrayOutput};
-pub use load::SubmissionFacts;
+pub use facts::SubmissionFacts;
 pub use open::{Reader, Store};
 pub use read::{
     AttemptRow, BUILDS_PER_READ_MAX, BuildFilter, BuildRow, First, Holdings, OutputRow, PathBuild,

@@ -4,8 +4,10 @@ use super::{StoreError, doing, migrate};
 use crate::core::plan::Class;
 use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,6 +24,8 @@ pub struct Store {
     pub(super) connection: Connection,
     pub(super) dirs: BTreeMap<String, i64>,
     pub(super) classes: BTreeMap<Class, i64>,
+    /// The classes that were read, by their rows and those of their store directories.
+    pub(super) class_at: RefCell<BTreeMap<(i64, i64), Arc<Class>>>,
     pub(super) path: PathBuf,
     #[cfg(feature = "sim")]
     pub(super) simulated: super::simulated::Simulated,
@@ -68,6 +72,7 @@ impl Store {
             connection,
             dirs: BTreeMap::new(),
             classes: BTreeMap::new(),
+            class_at: RefCell::default(),
             path: path.to_owned(),
             #[cfg(feature = "sim")]
             simulated: super::simulated::Simulated::default(),
@@ -80,6 +85,11 @@ impl Store {
     /// [`StoreError::Open`].
     pub fn reader(&self) -> Result<Reader, StoreError> {
         Reader::open(&self.path)
+    }
+
+    /// Gives back the memory that reading or writing very much has taken.
+    pub(super) fn shrink(&self) -> Result<(), StoreError> {
+        self.connection.execute_batch("PRAGMA shrink_memory").map_err(doing("give memory back"))
     }
 
     /// Returns an error of this database with what is damaged and how to go on, where that is

@@ -1,6 +1,6 @@
 //! Columns to values. Whatever no program of ours writes is named as damage.
 
-use super::StoreError;
+use super::{StoreError, doing};
 use crate::core::{
     build::{BuildState, Lease},
     hash::Sha256,
@@ -8,6 +8,72 @@ use crate::core::{
     store_path::{PathHash, StoreDir, StorePath},
     time::Timestamp,
 };
+use rusqlite::Row;
+
+/// Returns a number, without a copy of anything.
+pub(super) fn integer(
+    table: &'static str,
+    row: &Row<'_>,
+    column: usize,
+) -> Result<i64, StoreError> {
+    optional_integer(table, row, column)?.ok_or_else(|| absent(table))
+}
+
+/// Returns a number that may be absent.
+pub(super) fn optional_integer(
+    table: &'static str,
+    row: &Row<'_>,
+    column: usize,
+) -> Result<Option<i64>, StoreError> {
+    let value = row.get_ref(column).map_err(doing("read a column"))?;
+    value.as_i64_or_null().map_err(|error| damaged(table, &error))
+}
+
+/// Returns the bytes of a column where they are.
+pub(super) fn blob<'a>(
+    table: &'static str,
+    row: &'a Row<'_>,
+    column: usize,
+) -> Result<&'a [u8], StoreError> {
+    optional_blob(table, row, column)?.ok_or_else(|| absent(table))
+}
+
+/// Returns bytes that may be absent.
+pub(super) fn optional_blob<'a>(
+    table: &'static str,
+    row: &'a Row<'_>,
+    column: usize,
+) -> Result<Option<&'a [u8]>, StoreError> {
+    let value = row.get_ref(column).map_err(doing("read a column"))?;
+    value.as_blob_or_null().map_err(|error| damaged(table, &error))
+}
+
+/// Returns the text of a column where it is.
+pub(super) fn text<'a>(
+    table: &'static str,
+    row: &'a Row<'_>,
+    column: usize,
+) -> Result<&'a str, StoreError> {
+    optional_text(table, row, column)?.ok_or_else(|| absent(table))
+}
+
+/// Returns a text that may be absent.
+pub(super) fn optional_text<'a>(
+    table: &'static str,
+    row: &'a Row<'_>,
+    column: usize,
+) -> Result<Option<&'a str>, StoreError> {
+    let value = row.get_ref(column).map_err(doing("read a column"))?;
+    value.as_str_or_null().map_err(|error| damaged(table, &error))
+}
+
+fn damaged(table: &'static str, error: &dyn std::error::Error) -> StoreError {
+    StoreError::Damaged { table, what: error.to_string() }
+}
+
+fn absent(table: &'static str) -> StoreError {
+    StoreError::Damaged { table, what: "a value is absent".to_owned() }
+}
 
 /// Reads exactly `N` bytes.
 pub(super) fn bytes<const N: usize>(
@@ -60,30 +126,29 @@ pub(super) fn json<T: serde::de::DeserializeOwned>(
 }
 
 /// The columns that make a build's state.
-pub(super) struct StateColumns {
-    pub(super) state: String,
-    pub(super) attempt: Option<Vec<u8>>,
-    pub(super) agent: Option<String>,
+pub(super) struct StateColumns<'a> {
+    pub(super) state: &'a str,
+    pub(super) attempt: Option<&'a [u8]>,
+    pub(super) agent: Option<&'a str>,
     pub(super) deferred_until: Option<i64>,
 }
 
 /// Reads the state of a build.
-pub(super) fn build_state(columns: &StateColumns) -> Result<BuildState, StoreError> {
+pub(super) fn build_state(columns: &StateColumns<'_>) -> Result<BuildState, StoreError> {
     const TABLE: &str = "builds";
     let damaged = |what: String| StoreError::Damaged { table: TABLE, what };
-    let attempt = match &columns.attempt {
+    let attempt = match columns.attempt {
         Some(blob) => Some(AttemptId::from_bytes(bytes(TABLE, blob)?)),
         None => None,
     };
     let lease = || -> Result<Lease, StoreError> {
         let attempt =
             attempt.ok_or_else(|| damaged("a leased build without attempt".to_owned()))?;
-        let agent =
-            columns.agent.as_deref().ok_or_else(|| damaged(format!("{attempt} is no attempt")))?;
+        let agent = columns.agent.ok_or_else(|| damaged(format!("{attempt} is no attempt")))?;
         Ok(Lease { attempt, agent: parsed::<Name>("attempts", agent)? })
     };
     let ended = || attempt.ok_or_else(|| damaged("an ended build without attempt".to_owned()));
-    Ok(match columns.state.as_str() {
+    Ok(match columns.state {
         "deferred" => {
             let until = columns
                 .deferred_until

@@ -1,12 +1,12 @@
 //! A database for simulations: in memory, outliving the process that uses it, and failing on demand.
 
-use super::{Reader, Store, StoreError, doing, migrate};
+use super::{Reader, Store, StoreError, derivations::Texts, doing, migrate, open::out_of_memory};
 use crate::core::{
     defect::{Defect, Planted},
     store_path::PathHash,
 };
 use rusqlite::{Connection, OpenFlags, named_params};
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{cell::RefCell, collections::BTreeMap, path::PathBuf};
 
 /// What is wrong with the next commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,7 @@ impl Store {
             connection,
             dirs: BTreeMap::new(),
             classes: BTreeMap::new(),
+            class_at: RefCell::default(),
             path: PathBuf::from(name),
             simulated: Simulated { next: None, planted },
         })
@@ -49,6 +50,7 @@ impl Store {
     pub fn reopened(mut self) -> Self {
         self.dirs.clear();
         self.classes.clear();
+        self.class_at.take();
         self.simulated.next = None;
         self
     }

@@ -13,12 +13,15 @@ use crate::core::{
     agent::Abilities,
     build::{BuildState, Lease},
     change::{BuildRecord, Change, DerivationRecord, Limits, Origin},
-    engine::tests::world::{self, SYSTEM},
+    engine::{
+        Engine, Settings,
+        tests::world::{self, SYSTEM},
+    },
     hash::Sha256,
     id::{AttemptId, BuildId, InstanceId},
     plan::Class,
     store_path::{PathHash, StoreDir},
-    time::Timestamp,
+    time::{Monotonic, Now, Timestamp},
 };
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -52,6 +55,11 @@ impl Fresh {
         self.store.commit(changes).unwrap();
     }
 
+    /// Returns what the engine would know after a start.
+    fn loaded(&self) -> Result<Engine, StoreError> {
+        loaded(&self.store)
+    }
+
     fn count(&self, table: &str) -> i64 {
         let sql = format!("SELECT count(*) FROM {table}");
         self.store.connection.query_row(&sql, [], |row| row.get(0)).unwrap()
@@ -64,6 +72,11 @@ impl Fresh {
         fresh.write(&[attempt(), moved(&BuildState::Queued, &BuildState::Allocated(lease()))]);
         fresh
     }
+}
+
+fn loaded(store: &Store) -> Result<Engine, StoreError> {
+    let now = Now { wall: AT, mono: Monotonic::from_ms(0) };
+    store.restore(Settings::default(), now)
 }
 
 fn derivation() -> Change {

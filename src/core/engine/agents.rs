@@ -270,18 +270,19 @@ impl Engine {
         // What it waits for now ends the pause as well. Nothing else does: an agent may miss a path
         // that is held, or one that no input makes, and would be asked again at once, for ever.
         let waits_for_input = !self.graph.node(self.builds[ix].node).is_ready();
-        let build = &mut self.builds[ix];
+        let past = self.builds[ix].past_mut();
         if !self.settings.planted.is(Defect::EndsUncounted) {
-            build.infrastructure_ends = build.infrastructure_ends.saturating_add(1);
+            past.infrastructure_ends = past.infrastructure_ends.saturating_add(1);
         }
-        build.avoid = agent;
-        if let (AttemptEnd::AgentLost, Some(agent)) = (&end, &build.avoid) {
+        let ends = past.infrastructure_ends;
+        past.avoid = agent;
+        if let (AttemptEnd::AgentLost, Some(agent)) = (&end, &past.avoid) {
             self.lost.insert(attempt, ix, agent.clone());
         }
         let until = if waits_for_input || self.settings.planted.is(Defect::RetryWithoutPause) {
             None
         } else {
-            retry::next_try(&end, build.infrastructure_ends, turn.now.wall)
+            retry::next_try(&end, ends, turn.now.wall)
         };
         self.end_attempt(turn, attempt, end);
         self.apply(turn, ix, BuildEvent::GivenBack { attempt, until });
@@ -318,7 +319,7 @@ impl Engine {
     }
 
     fn welcome_offer(&self, turn: &mut Turn<'_>, token: Token, ix: Ix<Build>) {
-        let derivation = Some(self.graph.node(self.builds[ix].node).path.clone());
+        let derivation = Some(self.graph.path(self.builds[ix].node));
         turn.out.effects.push(Effect::Reply { token, answer: Answer::Offer { derivation } });
     }
 

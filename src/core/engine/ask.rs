@@ -17,8 +17,6 @@ use std::collections::BTreeMap;
 pub enum Ask {
     /// How these builds are shown; those that are not open are left out of the answer.
     Shown(Vec<BuildId>),
-    /// The open builds in a shown state, at most so many.
-    InState(ShownState, usize),
     /// Why a build is not built yet.
     Why(BuildId),
     /// How many of everything.
@@ -38,7 +36,7 @@ pub enum Ask {
 /// An answer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Told {
-    /// To [`Ask::Shown`] and [`Ask::InState`].
+    /// To [`Ask::Shown`].
     Shown(BTreeMap<BuildId, ShownState>),
     /// To [`Ask::Why`]; absent when the build is not open.
     Why(Option<Box<Explanation>>),
@@ -116,33 +114,22 @@ impl Engine {
             Ask::Shown(builds) => Told::Shown(
                 builds
                     .iter()
-                    .filter_map(|id| self.by_id.get(id).map(|ix| (*id, self.shown(*ix))))
+                    .filter_map(|id| self.find(*id).map(|ix| (*id, self.shown(ix))))
                     .collect(),
             ),
-            Ask::InState(state, limit) => Told::Shown(
-                self.by_id
-                    .iter()
-                    .filter(|(_, ix)| self.shown(**ix) == *state)
-                    .map(|(id, _)| (*id, *state))
-                    .take(*limit)
-                    .collect(),
-            ),
-            Ask::Why(build) => {
-                let open = self.by_id.get(build);
-                Told::Why(open.map(|ix| Box::new(explain(self, *ix))))
-            }
+            Ask::Why(build) => Told::Why(self.find(*build).map(|ix| Box::new(explain(self, ix)))),
             Ask::Counts => Told::Counts(self.counts()),
             Ask::Agents => Told::Agents(self.agents.values().map(|a| self.view(a)).collect()),
             Ask::Attempt(attempt) => Told::Attempt(self.holder(*attempt).and_then(|ix| {
                 let build = &self.builds[ix];
                 let lease = build.state.lease()?;
-                Some((lease.agent.clone(), self.graph.node(build.node).path.clone()))
+                Some((lease.agent.clone(), self.graph.path(build.node)))
             })),
             Ask::Holders(builds) => Told::Holders(
                 builds
                     .iter()
                     .filter_map(|id| {
-                        let lease = self.builds[*self.by_id.get(id)?].state.lease()?;
+                        let lease = self.builds[self.find(*id)?].state.lease()?;
                         Some((*id, (lease.attempt, lease.agent.clone())))
                     })
                     .collect(),
@@ -160,9 +147,7 @@ impl Engine {
             intake_closed: self.intake_closed.clone(),
             ..Counts::default()
         };
-        for (ix, _) in self.builds.iter() {
-            *counts.builds.entry(self.shown(ix)).or_default() += 1;
-        }
+        counts.builds = self.tally.all();
         for agent in self.agents.values() {
             counts.agents_known += 1;
             if let Some(suspension) = &agent.suspension {

@@ -43,8 +43,7 @@ impl Engine {
     }
 
     fn is_being_sent(&self, path: PathHash) -> bool {
-        let mut builds =
-            self.graph.makers_of(path).iter().flat_map(|maker| &self.graph.node(*maker).builds);
+        let mut builds = self.graph.makers_of(path).flat_map(|maker| self.graph.builds(maker));
         builds.any(|ix| matches!(self.builds[*ix].state, BuildState::Receiving(_)))
     }
 }

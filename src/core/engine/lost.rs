@@ -38,6 +38,11 @@ impl LostAttempts {
         }
     }
 
+    /// Returns all lost attempts and their agents.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (AttemptId, &Name)> {
+        self.by_attempt.iter().map(|(attempt, (_, agent))| (*attempt, agent))
+    }
+
     /// Returns the lost attempts of a build and their agents.
     pub(super) fn of_build(&self, build: Ix<Build>) -> BTreeMap<AttemptId, Name> {
         let attempts = self.of_build.get(&build).into_iter().flatten();

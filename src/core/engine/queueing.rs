@@ -1,6 +1,6 @@
 //! Keeps the ready sets in step with the graph, and gives builds to agents.
 
-use super::{Build, Effect, Engine, Order, Turn};
+use super::{Build, Effect, Engine, Order, Turn, tally::Tally};
 use crate::core::{
     agent::Agent,
     arena::Ix,
@@ -12,14 +12,19 @@ use crate::core::{
     plan::{ClassIx, Rank, Strategy},
 };
 
+/// How many derivations are looked at in one step because something changed for them; the others
+/// have their turn in the next step, which follows at once. Something that fifty thousand wait for
+/// would otherwise hold everybody else up for as long as all of them take.
+pub(super) const REFRESHED_MAX: usize = 2_048;
 /// How many ready builds of a class are looked at to find one that need not avoid the agent.
 const AVOIDING_LOOKED_AT_MAX: usize = 1_000;
 
 impl Engine {
     /// Brings the ready sets up to date with what the graph says has changed.
     pub(super) fn refresh_ready(&mut self, turn: &mut Turn<'_>) {
-        for node in self.graph.take_touched() {
-            for ix in self.graph.node(node).builds.clone() {
+        for node in self.graph.take_touched(REFRESHED_MAX) {
+            for place in 0..self.graph.builds(node).len() {
+                let ix = self.graph.builds(node)[place];
                 if self.refresh_build(ix) {
                     let (build, state) = (self.builds[ix].id, ShownState::Blocked);
                     turn.out.effects.push(Effect::Rested { build, state });
@@ -32,16 +37,22 @@ impl Engine {
     pub(super) fn refresh_build(&mut self, ix: Ix<Build>) -> bool {
         self.unqueue(ix);
         self.enqueue_if_ready(ix);
-        let blocked = self.shown(ix) == ShownState::Blocked;
-        let told = std::mem::replace(&mut self.builds[ix].told_blocked, blocked);
-        blocked && !told
+        self.show(ix) != ShownState::Blocked && self.builds[ix].shown == ShownState::Blocked
+    }
+
+    /// Notes how a build is shown from now on. Returns how it was shown before.
+    pub(super) fn show(&mut self, ix: Ix<Build>) -> ShownState {
+        let now = self.shown(ix);
+        let before = std::mem::replace(&mut self.builds[ix].shown, now);
+        self.tally.moves(before, now);
+        before
     }
 
     /// Takes a build out of its ready set, if it is in one.
     pub(super) fn unqueue(&mut self, ix: Ix<Build>) {
         if let Some(rank) = self.builds[ix].queued_as.take() {
             let class = self.graph.node(self.builds[ix].node).class;
-            self.queue.remove(class, rank, ix);
+            self.queue.remove(class, *rank, ix);
         }
     }
 
@@ -53,7 +64,7 @@ impl Engine {
             if !self.settings.planted.is(Defect::ReadyEntryLost) {
                 self.queue.insert(class, rank, ix);
             }
-            self.builds[ix].queued_as = Some(rank);
+            self.builds[ix].queued_as = Some(Box::new(rank));
         }
     }
 
@@ -61,11 +72,17 @@ impl Engine {
     pub(super) fn rank(&self, ix: Ix<Build>) -> Rank {
         let build = &self.builds[ix];
         let node = self.graph.node(build.node);
-        let mut priority = build.priority.max(node.priority);
+        let mut priority = build.request.priority.max(node.priority);
         if self.settings.planted.is(Defect::RankReversed) {
             priority = -priority;
         }
-        Rank::of(build.submitted, priority, self.settings.priority_step, node.height, build.id)
+        Rank::of(
+            build.request.submitted,
+            priority,
+            self.settings.priority_step,
+            node.height,
+            build.id,
+        )
     }
 
     /// Returns the state of an open build as it is shown.
@@ -132,7 +149,7 @@ impl Engine {
     /// Tells whether a build should rather go to another agent, one that takes builds and can take
     /// this one.
     fn avoids(&self, ix: Ix<Build>, agent: &Agent, class: ClassIx) -> bool {
-        self.builds[ix].avoid.as_ref() == Some(&agent.name)
+        self.builds[ix].avoid() == Some(&agent.name)
             && self.agents.values().any(|other| {
                 other.name != agent.name && other.takes_builds() && other.classes.contains(&class)
             })
@@ -142,8 +159,8 @@ impl Engine {
         let attempt = AttemptId::at(turn.now.wall, turn.ids.random());
         let session =
             self.agents.get(name).and_then(Agent::session).expect("only connected agents are free");
-        let (build, limits) = (self.builds[ix].id, self.builds[ix].limits);
-        let derivation = self.graph.node(self.builds[ix].node).path.clone();
+        let (build, limits) = (self.builds[ix].id, self.builds[ix].request.limits);
+        let derivation = self.graph.path(self.builds[ix].node);
         turn.out.changes.push(Change::Attempt {
             attempt,
             build,
@@ -160,21 +177,30 @@ impl Engine {
     pub fn check(&self) -> Vec<String> {
         let mut findings = self.graph.check();
         let mut queued = 0;
+        let mut tally = Tally::default();
         for (ix, build) in self.builds.iter() {
             let id = build.id;
             let node = self.graph.node(build.node);
             let ready = build.state == BuildState::Queued && node.is_ready();
             let expected = ready.then(|| self.rank(ix));
-            if build.queued_as != expected {
+            let queued_as = build.queued_as.as_deref().copied();
+            if queued_as != expected && !node.is_touched() {
                 findings.push(format!("build {id}: its place in the ready set is out of date"));
             }
-            if let Some(rank) = build.queued_as {
+            if build.shown != self.shown(ix) && !node.is_touched() {
+                findings.push(format!("build {id}: counted as {}", build.shown));
+            }
+            tally.enters(build.shown);
+            if let Some(rank) = queued_as {
                 queued += 1;
                 if !self.queue.ready(node.class).contains(&(rank, ix)) {
                     findings.push(format!("build {id}: ready but in no ready set"));
                 }
             }
-            if !node.builds.contains(&ix) {
+            if self.find(id) != Some(ix) {
+                findings.push(format!("build {id}: is not found by its id"));
+            }
+            if !self.graph.builds(build.node).contains(&ix) {
                 findings.push(format!("build {id}: its derivation does not know it"));
             }
             if build.state.is_final() {
@@ -183,6 +209,9 @@ impl Engine {
             findings.extend(self.check_lease(ix, build));
         }
         findings.extend(self.lost.check(self));
+        if tally != self.tally {
+            findings.push(format!("builds by state: {:?}, counted {:?}", self.tally, tally));
+        }
         if queued != self.queue.len() {
             findings.push(format!("ready sets hold {}, should be {queued}", self.queue.len()));
         }
@@ -209,11 +238,11 @@ impl Engine {
             return (!listed || self.holder(lease.attempt) != Some(ix))
                 .then(|| format!("build {id}: its lease is not indexed"));
         }
-        let node = self.graph.node(build.node);
         let ordered = self.settings.strategy == Strategy::DerivationOrdered;
         let is_unavailable =
             |input: &Ix<Node>| self.graph.node(*input).standing != Standing::Available;
-        (ordered && build.queued_as.is_some() && node.inputs.iter().any(is_unavailable))
+        let inputs = self.graph.inputs(build.node);
+        (ordered && build.queued_as.is_some() && inputs.iter().any(is_unavailable))
             .then(|| format!("build {id}: ready without all of its inputs"))
     }
 }

@@ -1,17 +1,16 @@
-//! Memory from the database, and memory in a form that can be compared with what the database
-//! would give.
+//! Memory from the database.
 
-use super::{Build, Engine, Settings, order::dependents_first};
+use super::{Build, Engine, Past, Request, Settings};
 use crate::core::{
     agent::{Abilities, Agent, AgentState, Suspension},
     build::{BuildState, ShownState},
     change::{Limits, Origin},
-    graph::Facts,
+    graph::{Facts, LoadError},
     id::{AttemptId, BuildId, InstanceId, Name},
     store_path::PathHash,
     time::{Now, Timestamp},
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeSet, sync::Arc};
 
 /// All open state as the database keeps it.
 #[derive(Debug, Clone, Default)]
@@ -79,193 +78,163 @@ pub struct SavedAgent {
     pub failures: Vec<BuildId>,
 }
 
-/// Open state in comparable form: what must be equal in memory and after a reload.
-///
-/// Two things are left out on purpose. Who is connected is not kept on disk. And the rank in the
-/// ready sets: the priority and the chain of dependents that a derivation inherits only ever rise
-/// in memory, so that the end of a dependent costs nothing; a restart gives them back their exact
-/// values. What a build is ordered by for itself is compared.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Snapshot {
-    /// The open builds.
-    pub builds: BTreeMap<BuildId, SnapshotBuild>,
-    /// Per derivation in memory: its path, how it stands, how many inputs it waits for.
-    pub derivations: BTreeMap<PathHash, (String, &'static str, u32, u32)>,
-    /// What is decided about agents.
-    pub agents: BTreeMap<Name, SnapshotAgent>,
+/// An engine that is told piece by piece what the database has, so that not all of it must be in
+/// memory twice: first the agents, then the open builds, then the derivations that they concern.
+#[derive(Debug)]
+pub struct Restoring {
+    engine: Engine,
+    now: Now,
+    requests: BTreeSet<Arc<Request>>,
+    lost: Vec<LostAttempt>,
 }
 
-/// An agent in comparable form.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SnapshotAgent {
-    /// Why it was decided that it gets no new builds, if it was.
-    pub suspension: Option<Suspension>,
-    /// The builds that ended through its fault since the last that did not.
-    pub failures: Vec<BuildId>,
-}
+impl Restoring {
+    /// Begins with nothing. Every agent counts as away from now on, so that each live attempt has
+    /// a fresh lease.
+    #[must_use]
+    pub fn new(settings: Settings, now: Now) -> Self {
+        let engine = Engine::new(settings);
+        Self { engine, now, requests: BTreeSet::new(), lost: Vec::new() }
+    }
 
-/// An open build in comparable form.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SnapshotBuild {
-    /// The stored state.
-    pub state: BuildState,
-    /// The shown state.
-    pub shown: ShownState,
-    /// Why it exists.
-    pub origin: Origin,
-    /// Who asked for it.
-    pub submitter: Name,
-    /// Its own priority.
-    pub priority: i32,
-    /// When it was asked for.
-    pub submitted: Timestamp,
-    /// How long it may run and be silent.
-    pub limits: Limits,
-    /// How many of its attempts ended through no fault of its own.
-    pub infrastructure_ends: u32,
-    /// The agent of the last such attempt.
-    pub avoid: Option<Name>,
-    /// The attempts that their agents may still come back with.
-    pub lost: BTreeMap<AttemptId, Name>,
-}
+    /// Enters an agent.
+    pub fn agent(&mut self, agent: SavedAgent) {
+        let away = AgentState::Away { since: self.now.mono };
+        let name = agent.name.clone();
+        let known = Agent::new(agent.name, agent.instance, agent.abilities, away, agent.last_seen);
+        let SavedAgent { suspension, failures, .. } = agent;
+        self.engine.agents.insert(name, Agent { suspension, failures, ..known });
+    }
 
-impl Engine {
-    /// Returns the engine that the saved state describes. Every agent counts as away from now on,
-    /// so that each live attempt has a fresh lease.
+    /// Enters an open build.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words, when its agent is not known.
+    pub fn build(&mut self, open: OpenBuild) -> Result<(), String> {
+        let id = open.id;
+        if let Some(lease) = open.state.lease()
+            && !self.engine.agents.contains_key(&lease.agent)
+        {
+            return Err(format!("build {id} is leased to {}, who is not known", lease.agent));
+        }
+        let request = self.request(Request {
+            submitter: open.submitter,
+            priority: open.priority,
+            submitted: open.submitted,
+            limits: open.limits,
+        });
+        let OpenBuild { infrastructure_ends, avoid, .. } = open;
+        let untried = infrastructure_ends == 0 && avoid.is_none();
+        let past = (!untried).then(|| Box::new(Past { infrastructure_ends, avoid, due: None }));
+        let state = open.state.clone();
+        let engine = &mut self.engine;
+        // Its node is known when it has its place, and its place is what the node needs.
+        let node = engine.graph.expect(open.derivation);
+        let ix = engine.enter(Build {
+            id,
+            node,
+            state: open.state,
+            origin: open.origin,
+            request,
+            past,
+            queued_as: None,
+            shown: ShownState::Waiting,
+        });
+        engine.graph.load_build(node, ix);
+        engine.index_state(self.now, ix, &state);
+        engine.show(ix);
+        Ok(())
+    }
+
+    /// Enters an attempt of an open build that its agent may still come back with.
+    pub fn lost(&mut self, lost: LostAttempt) {
+        self.lost.push(lost);
+    }
+
+    /// Enters a derivation that open builds concern.
+    pub fn derivation(&mut self, facts: &Facts) {
+        let class = self.engine.class(&facts.class);
+        self.engine.graph.load(facts, class);
+    }
+
+    /// Tells whether a derivation is needed that was not entered yet.
+    #[must_use]
+    pub fn lacks(&self, derivation: PathHash) -> bool {
+        self.engine.graph.lacks(derivation)
+    }
+
+    /// Returns the derivations that are needed and were not entered yet.
+    #[must_use]
+    pub fn lacking(&self) -> Vec<PathHash> {
+        self.engine.graph.lacking()
+    }
+
+    /// Returns the engine.
     ///
     /// # Errors
     /// What is wrong with the saved state, in words, when it does not fit together.
-    pub fn restore(settings: Settings, now: Now, saved: Saved) -> Result<Self, String> {
-        let mut engine = Self::new(settings);
-        for agent in saved.agents {
-            let away = AgentState::Away { since: now.mono };
-            let name = agent.name.clone();
-            let known =
-                Agent::new(agent.name, agent.instance, agent.abilities, away, agent.last_seen);
-            let SavedAgent { suspension, failures, .. } = agent;
-            engine.agents.insert(name, Agent { suspension, failures, ..known });
-        }
-        let mut inputs_of = BTreeMap::new();
-        for facts in saved.facts {
-            engine.meet_new(&facts);
-            inputs_of.insert(facts.path.hash(), facts.inputs);
-        }
-        let mut builds_of: BTreeMap<PathHash, Vec<OpenBuild>> = BTreeMap::new();
-        for open in saved.builds {
-            builds_of.entry(open.derivation).or_default().push(open);
-        }
-        let inputs = |path| inputs_of.get(&path).map_or(&[][..], Vec::as_slice);
-        let starts: Vec<PathHash> = builds_of.keys().copied().collect();
-        for path in dependents_first(starts.into_iter(), inputs) {
-            for open in builds_of.remove(&path).unwrap_or_default() {
-                engine.restore_build(now, open, inputs(path))?;
+    pub fn finish(self) -> Result<Engine, String> {
+        let Self { mut engine, lost, .. } = self;
+        let builds = &engine.builds;
+        let priority_of = |ix| builds[ix].request.priority;
+        engine.graph.finish_load(priority_of).map_err(|error| match error {
+            LoadError::Missing(path) => {
+                format!("the derivation {path:?} is needed and is not in the database")
             }
-        }
-        for LostAttempt { attempt, build, agent } in saved.lost {
-            let ix = *engine.by_id.get(&build).ok_or_else(|| {
+            LoadError::Cycle(path) => format!("the derivation {path:?} needs itself"),
+        })?;
+        for LostAttempt { attempt, build, agent } in lost {
+            let ix = engine.find(build).ok_or_else(|| {
                 format!("attempt {attempt} was lost of the build {build}, which is not open")
             })?;
             engine.lost.insert(attempt, ix, agent);
         }
-        let touched = engine.graph.take_touched();
-        for node in touched {
-            for ix in engine.graph.node(node).builds.clone() {
-                engine.refresh_build(ix);
+        while engine.graph.has_touched() {
+            for node in engine.graph.take_touched(usize::MAX) {
+                for place in 0..engine.graph.builds(node).len() {
+                    engine.refresh_build(engine.graph.builds(node)[place]);
+                }
             }
         }
         Ok(engine)
     }
 
-    fn restore_build(
-        &mut self,
-        now: Now,
-        open: OpenBuild,
-        input_paths: &[PathHash],
-    ) -> Result<(), String> {
-        let id = open.id;
-        let lost = |what: &str, path: PathHash| {
-            format!("build {id} names the {what} {path:?}, which is not in the database")
-        };
-        let node =
-            self.graph.find(open.derivation).ok_or_else(|| lost("derivation", open.derivation))?;
-        if let Some(lease) = open.state.lease()
-            && !self.agents.contains_key(&lease.agent)
-        {
-            return Err(format!("build {id} is leased to {}, who is not known", lease.agent));
+    /// Returns one of the requests that are equal to this.
+    fn request(&mut self, request: Request) -> Arc<Request> {
+        if let Some(known) = self.requests.get(&request) {
+            return Arc::clone(known);
         }
-        let mut inputs = Vec::new();
-        for path in input_paths {
-            inputs.push(self.graph.find(*path).ok_or_else(|| lost("input", *path))?);
+        let request = Arc::new(request);
+        self.requests.insert(Arc::clone(&request));
+        request
+    }
+}
+
+impl Engine {
+    /// Returns the engine that the saved state describes.
+    ///
+    /// # Errors
+    /// What is wrong with the saved state, in words, when it does not fit together.
+    pub fn restore(settings: Settings, now: Now, saved: Saved) -> Result<Self, String> {
+        let mut restoring = Restoring::new(settings, now);
+        saved.agents.into_iter().for_each(|agent| restoring.agent(agent));
+        saved.builds.into_iter().try_for_each(|open| restoring.build(open))?;
+        for facts in &saved.facts {
+            restoring.derivation(facts);
         }
-        let build = Build {
-            id,
-            node,
-            state: open.state,
-            origin: open.origin,
-            submitter: open.submitter,
-            priority: open.priority,
-            submitted: open.submitted,
-            limits: open.limits,
-            infrastructure_ends: open.infrastructure_ends,
-            avoid: open.avoid,
-            due: None,
-            queued_as: None,
-            told_blocked: false,
-        };
-        self.add_open(now, build, inputs);
-        Ok(())
+        saved.lost.into_iter().for_each(|lost| restoring.lost(lost));
+        restoring.finish()
     }
 
-    /// Returns all open state in comparable form.
-    #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
-        let builds = self
-            .builds
-            .iter()
-            .map(|(ix, build)| {
-                let snapshot = SnapshotBuild {
-                    state: build.state.clone(),
-                    shown: self.shown(ix),
-                    origin: build.origin,
-                    submitter: build.submitter.clone(),
-                    priority: build.priority,
-                    submitted: build.submitted,
-                    limits: build.limits,
-                    infrastructure_ends: build.infrastructure_ends,
-                    avoid: build.avoid.clone(),
-                    lost: self.lost.of_build(ix),
-                };
-                (build.id, snapshot)
-            })
-            .collect();
-        let derivations = self
-            .graph
-            .iter()
-            .map(|(_, node)| {
-                let path = node.path.to_string();
-                (node.path.hash(), (path, node.standing.word(), node.waiting, node.obstructed))
-            })
-            .collect();
-        let agents = self
-            .agents
-            .values()
-            .map(|agent| {
-                let (suspension, failures) = (agent.suspension.clone(), agent.failures.clone());
-                (agent.name.clone(), SnapshotAgent { suspension, failures })
-            })
-            .collect();
-        Snapshot { builds, derivations, agents }
+    /// Returns the attempts of open builds that their agents may still come back with, each with
+    /// its agent.
+    pub fn lost_attempts(&self) -> impl Iterator<Item = (AttemptId, &Name)> {
+        self.lost.iter()
     }
 
-    /// Returns the settings in force.
-    #[must_use]
-    pub const fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
-    /// Returns the rank under which a build is in its ready set.
-    #[must_use]
-    pub fn queued_as(&self, ix: crate::core::arena::Ix<Build>) -> Option<crate::core::plan::Rank> {
-        self.builds[ix].queued_as
+    /// Returns the live attempts, each with its agent.
+    pub fn attempts(&self) -> impl Iterator<Item = (AttemptId, &Name)> {
+        let leases = self.by_attempt.values().filter_map(|ix| self.builds[*ix].state.lease());
+        leases.map(|lease| (lease.attempt, &lease.agent))
     }
 }

@@ -1,8 +1,8 @@
 //! Builds come and go: submissions, cancellations, and facts that others verified.
 
 use super::{
-    Answer, Authority, Build, Canceled, Effect, Engine, Inputs, Root, Submission, Token, Turn,
-    order::dependents_first,
+    Answer, Authority, Build, Canceled, Effect, Engine, Inputs, Request, Root, Submission, Token,
+    Turn, order::Known,
 };
 use crate::core::{
     agent::{Agent, SessionId},
@@ -15,17 +15,19 @@ use crate::core::{
     graph::{EndResult, Facts, Held, LastEnd, Node, Standing},
     id::{AttemptId, BuildId},
     outcome::AttemptEnd,
-    plan::Novelty,
+    plan::{Class, ClassIx, Novelty},
     store_path::PathHash,
     time::Now,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// A submission, and what all its builds have in common.
+type Asked<'a> = (&'a Submission, &'a Arc<Request>);
 
 impl Engine {
     /// Makes the builds of a submission, and those for its inputs where asked.
     pub(super) fn submit(&mut self, turn: &mut Turn<'_>, token: Token, submission: &Submission) {
-        let facts: BTreeMap<PathHash, &Facts> =
-            submission.facts.iter().map(|facts| (facts.path.hash(), facts)).collect();
+        let facts = Known::new(&submission.facts);
         let forgets_keys = self.settings.planted.is(Defect::KeyForgotten);
         let existing = |root: &Root| root.existing.filter(|_| !forgets_keys);
         // How often each derivation is to be built because it was named.
@@ -35,16 +37,24 @@ impl Engine {
             // Named twice under one key is one request.
             *times = if submission.key.is_some() { 1 } else { *times + 1 };
         }
+        let request = Arc::new(Request {
+            submitter: submission.submitter.clone(),
+            priority: submission.priority,
+            submitted: turn.now.wall,
+            limits: submission.limits,
+        });
+        let wish = (submission, &request);
         let mut asked: BTreeMap<PathHash, Vec<BuildId>> = BTreeMap::new();
         let mut implied = 0;
-        for path in self.closure(&named, submission.inputs, &facts) {
+        for one in self.closure(&named, submission.inputs, &facts) {
+            let path = one.path.hash();
             for _ in 0..named.get(&path).copied().unwrap_or(0) {
-                let ix = self.meet(path, &facts);
-                let build = self.add_build(turn, ix, Origin::Asked, submission, &facts);
+                let ix = self.meet_new(one);
+                let build = self.add_build(turn, ix, Origin::Asked, wish, &facts);
                 asked.entry(path).or_default().push(build);
             }
             if submission.inputs == Inputs::Build {
-                implied += self.add_implied(turn, path, submission, &facts);
+                implied += self.add_implied(turn, one, wish, &facts);
             }
         }
         let mut handed_out: BTreeMap<PathHash, usize> = BTreeMap::new();
@@ -63,20 +73,20 @@ impl Engine {
 
     /// Returns what is named, and with builds for inputs all that these need and that is not
     /// available, dependents first.
-    fn closure(
+    fn closure<'a>(
         &self,
         named: &BTreeMap<PathHash, usize>,
         inputs: Inputs,
-        facts: &BTreeMap<PathHash, &Facts>,
-    ) -> Vec<PathHash> {
-        let is_available = |path: PathHash, facts: &Facts| match self.graph.find(path) {
+        facts: &Known<'a>,
+    ) -> Vec<&'a Facts> {
+        let is_available = |facts: &Facts| match self.graph.find(facts.path.hash()) {
             Some(ix) => self.graph.node(ix).standing == Standing::Available,
             None => facts.outputs.iter().all(|(_, held)| *held == Held::Yes),
         };
-        dependents_first(named.keys().copied(), |path| match facts.get(&path) {
-            Some(facts) if named.contains_key(&path) => &facts.inputs,
-            Some(facts) if inputs == Inputs::Build && !is_available(path, facts) => &facts.inputs,
-            Some(_) | None => &[],
+        facts.dependents_first(named.keys().copied(), |facts| match () {
+            () if named.contains_key(&facts.path.hash()) => &facts.inputs,
+            () if inputs == Inputs::Build && !is_available(facts) => &facts.inputs,
+            () => &[],
         })
     }
 
@@ -84,15 +94,15 @@ impl Engine {
     fn add_implied(
         &mut self,
         turn: &mut Turn<'_>,
-        input: PathHash,
-        submission: &Submission,
-        facts: &BTreeMap<PathHash, &Facts>,
+        input: &Facts,
+        wish: Asked<'_>,
+        facts: &Known<'_>,
     ) -> usize {
-        let ix = self.meet(input, facts);
+        let ix = self.meet_new(input);
         match self.graph.node(ix).standing {
             Standing::Available | Standing::Pending | Standing::Blocked => 0,
             Standing::Failed | Standing::Missing | Standing::Absent => {
-                self.add_build(turn, ix, Origin::Implied, submission, facts);
+                self.add_build(turn, ix, Origin::Implied, wish, facts);
                 1
             }
         }
@@ -103,24 +113,37 @@ impl Engine {
     /// # Panics
     /// When the submission came without the facts of it: whoever prepares submissions reads them
     /// from the database together.
-    fn meet(&mut self, path: PathHash, facts: &BTreeMap<PathHash, &Facts>) -> Ix<Node> {
+    fn meet(&mut self, path: PathHash, facts: &Known<'_>) -> Ix<Node> {
         if let Some(ix) = self.graph.find(path) {
             return ix;
         }
-        self.meet_new(facts.get(&path).expect("a submission brings the facts of its derivations"))
+        self.meet_new(facts.get(path).expect("a submission brings the facts of its derivations"))
     }
 
-    /// Puts a derivation in.
-    pub(super) fn meet_new(&mut self, facts: &Facts) -> Ix<Node> {
-        let (class, novelty) = self.queue.intern(&facts.class);
+    /// Returns the node of a derivation, putting it in when it is new.
+    fn meet_new(&mut self, facts: &Facts) -> Ix<Node> {
+        let class = self.class(&facts.class);
+        self.graph.meet(facts, class)
+    }
+
+    /// Returns the place of a class.
+    pub(super) fn class(&mut self, class: &Arc<Class>) -> ClassIx {
+        // Derivations that come together have the same few classes, in one piece of memory each.
+        if let Some((known, ix)) = &self.last_class
+            && Arc::ptr_eq(known, class)
+        {
+            return *ix;
+        }
+        let (ix, novelty) = self.queue.intern(class);
         if novelty == Novelty::New {
             for agent in self.agents.values_mut() {
-                if facts.class.obstacle(&agent.abilities).is_none() {
-                    agent.classes.push(class);
+                if class.obstacle(&agent.abilities).is_none() {
+                    agent.classes.push(ix);
                 }
             }
         }
-        self.graph.meet(facts, class)
+        self.last_class = Some((Arc::clone(class), ix));
+        ix
     }
 
     fn add_build(
@@ -128,8 +151,8 @@ impl Engine {
         turn: &mut Turn<'_>,
         node: Ix<Node>,
         origin: Origin,
-        submission: &Submission,
-        facts: &BTreeMap<PathHash, &Facts>,
+        (submission, request): Asked<'_>,
+        facts: &Known<'_>,
     ) -> BuildId {
         let id = BuildId::at(turn.now.wall, turn.ids.random());
         let build = Build {
@@ -137,33 +160,27 @@ impl Engine {
             node,
             state: BuildState::Queued,
             origin,
-            submitter: submission.submitter.clone(),
-            priority: submission.priority,
-            submitted: turn.now.wall,
-            limits: submission.limits,
-            infrastructure_ends: 0,
-            avoid: None,
-            due: None,
+            request: Arc::clone(request),
+            past: None,
             queued_as: None,
-            told_blocked: false,
+            shown: ShownState::Waiting,
         };
-        let path = self.graph.node(node).path.hash();
+        let path = self.graph.node(node).hash();
         turn.out.changes.push(Change::Build(Box::new(BuildRecord {
             id,
             derivation: path,
             origin,
-            submitter: build.submitter.clone(),
+            submitter: request.submitter.clone(),
             key: submission.key.clone().filter(|_| origin == Origin::Asked),
-            priority: build.priority,
-            submitted: build.submitted,
-            limits: build.limits,
+            priority: request.priority,
+            submitted: request.submitted,
+            limits: request.limits,
             tags: submission.tags.clone(),
             state: BuildState::Queued,
         })));
-        let inputs: Vec<PathHash> = if self.graph.node(node).builds.is_empty() {
-            facts.get(&path).map(|facts| facts.inputs.clone()).unwrap_or_default()
-        } else {
-            Vec::new()
+        let inputs = match facts.get(path) {
+            Some(facts) if self.graph.builds(node).is_empty() => facts.inputs.as_slice(),
+            Some(_) | None => &[],
         };
         let inputs: Vec<Ix<Node>> = inputs.iter().map(|path| self.meet(*path, facts)).collect();
         self.add_open(turn.now, build, inputs);
@@ -172,10 +189,9 @@ impl Engine {
 
     /// Enters an open build everywhere.
     pub(super) fn add_open(&mut self, now: Now, build: Build, inputs: Vec<Ix<Node>>) {
-        let (id, node, priority) = (build.id, build.node, build.priority);
+        let (node, priority) = (build.node, build.request.priority);
         let state = build.state.clone();
-        let ix = self.builds.insert(build);
-        self.by_id.insert(id, ix);
+        let ix = self.enter(build);
         self.index_state(now, ix, &state);
         self.graph.attach(node, ix, priority, inputs.into_iter());
     }
@@ -190,7 +206,7 @@ impl Engine {
     ) {
         let mut results = Vec::with_capacity(builds.len());
         for id in builds {
-            let result = match self.by_id.get(id).copied() {
+            let result = match self.find(*id) {
                 None => Canceled::NotOpen,
                 Some(ix) if !self.may_change(ix, by) => Canceled::NotYours,
                 Some(ix) => {
@@ -206,7 +222,7 @@ impl Engine {
     fn may_change(&self, ix: Ix<Build>, by: &Authority) -> bool {
         match by {
             Authority::All => true,
-            Authority::Own(name) => self.builds[ix].submitter == *name,
+            Authority::Own(name) => self.builds[ix].request.submitter == *name,
         }
     }
 
@@ -223,7 +239,7 @@ impl Engine {
             for node in self.finish(turn, ix, BuildEvent::Canceled) {
                 let implied = |other: &Ix<Build>| self.builds[*other].origin == Origin::Implied;
                 if !self.settings.planted.is(Defect::CancelForgetsInputs) {
-                    pending.extend(self.graph.node(node).builds.iter().copied().filter(implied));
+                    pending.extend(self.graph.builds(node).iter().copied().filter(implied));
                 }
             }
         }
@@ -238,9 +254,11 @@ impl Engine {
         event: BuildEvent,
     ) -> Vec<Ix<Node>> {
         self.apply(turn, ix, event);
+        let builds = &self.builds;
+        self.by_id.remove(ix.number(), |number| builds[Ix::from_number(number)].id.digest());
         let build = self.builds.remove(ix);
+        self.tally.leaves(build.shown);
         self.lost.forget_build(ix);
-        self.by_id.remove(&build.id);
         let (result, state) = match build.state {
             BuildState::Failed { .. } => (Some(EndResult::Failed), ShownState::Failed),
             BuildState::Canceled => (None, ShownState::Canceled),

@@ -8,6 +8,7 @@ mod graph;
 pub(crate) mod histories;
 mod leases;
 mod replays;
+mod slices;
 mod submissions;
 pub(crate) mod world;
 

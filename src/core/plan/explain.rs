@@ -5,7 +5,7 @@ use crate::core::{
     arena::Ix,
     build::{BuildState, ShownState},
     engine::{Build, Engine},
-    graph::Standing,
+    graph::{Node, Standing},
     id::{AttemptId, BuildId, Name},
     store_path::StorePath,
     time::Timestamp,
@@ -81,16 +81,17 @@ pub enum NotTaken {
 pub fn explain(engine: &Engine, ix: Ix<Build>) -> Explanation {
     let build = engine.build(ix);
     let node = engine.graph().node(build.node);
-    let mut inputs: Vec<InputReason> = node
-        .inputs
+    let graph = engine.graph();
+    let standing = |input: &Ix<Node>| graph.node(*input).standing;
+    let mut inputs: Vec<InputReason> = graph
+        .inputs(build.node)
         .iter()
-        .map(|input| engine.graph().node(*input))
-        .filter(|input| input.standing != Standing::Available)
+        .filter(|input| standing(input) != Standing::Available)
         .map(|input| InputReason {
-            derivation: input.path.clone(),
-            standing: input.standing,
-            holds_back: engine.settings().strategy.waits_for(input.standing),
-            builds: input.builds.iter().map(|other| engine.build(*other).id).collect(),
+            derivation: graph.path(*input),
+            standing: standing(input),
+            holds_back: engine.settings().strategy.waits_for(standing(input)),
+            builds: graph.builds(*input).iter().map(|other| engine.build(*other).id).collect(),
         })
         .collect();
     inputs.sort_by_key(|input| (!input.holds_back, !input.standing.obstructs()));
@@ -110,7 +111,7 @@ pub fn explain(engine: &Engine, ix: Ix<Build>) -> Explanation {
     };
     Explanation {
         state,
-        derivation: node.path.clone(),
+        derivation: graph.path(build.node),
         class,
         holder: build.state.lease().map(|lease| (lease.attempt, lease.agent.clone())),
         until: match build.state {
@@ -123,7 +124,7 @@ pub fn explain(engine: &Engine, ix: Ix<Build>) -> Explanation {
             | BuildState::Failed { .. }
             | BuildState::Canceled => None,
         },
-        infrastructure_ends: build.infrastructure_ends,
+        infrastructure_ends: build.infrastructure_ends(),
         inputs,
         inputs_unlisted,
         before,
@@ -137,7 +138,7 @@ fn reason(engine: &Engine, ix: Ix<Build>, agent: &Agent, class: &super::Class) -
         NotTaken::Unable(lacking)
     } else if let Some(obstacle) = agent.obstacle() {
         NotTaken::Not(obstacle)
-    } else if engine.build(ix).avoid.as_ref() == Some(&agent.name) {
+    } else if engine.build(ix).avoid() == Some(&agent.name) {
         NotTaken::Avoided
     } else {
         NotTaken::Free

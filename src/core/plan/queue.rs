@@ -8,7 +8,7 @@ use std::{
 };
 
 /// The place of a class in the queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct ClassIx(u32);
 
 /// The order of ready builds; smaller goes first.

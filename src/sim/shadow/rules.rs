@@ -59,21 +59,22 @@ impl Shadow {
         let wanted = self.priorities(farm);
         let mut ranks = BTreeMap::new();
         let mut left = Vec::new();
-        for (_, node) in engine.graph().iter() {
-            for ix in &node.builds {
+        for (at, node) in engine.graph().iter() {
+            for ix in engine.graph().builds(at) {
                 let build = engine.build(*ix);
-                let priority = build.priority.max(node.priority);
+                let request = &build.request;
+                let priority = request.priority.max(node.priority);
                 let step = step.settings.priority_step;
-                let rank = Rank::of(build.submitted, priority, step, node.height, build.id);
+                let rank = Rank::of(request.submitted, priority, step, node.height, build.id);
                 ranks.insert(build.id, rank);
                 if build.state != BuildState::Queued || !node.is_ready() {
                     continue;
                 }
-                let recipe = farm.find(node.path.hash());
+                let recipe = farm.find(node.hash());
                 if !self.is_available(recipe, farm) && priority < wanted[recipe] {
                     findings.push(format!("S7: {} does not inherit its priority", build.id));
                 }
-                left.push((rank, recipe, build.avoid.clone()));
+                left.push((rank, recipe, build.avoid().cloned()));
             }
         }
         for (build, agent) in given {

@@ -36,13 +36,13 @@ fn a_decision_outlasts_sessions_and_goes_with_the_agent() {
     let failures = Change::AgentFailures { name: name("amber"), builds: builds.clone() };
     fresh.write(&[agent(), suspends(Some(suspension())), failures]);
     fresh.write(&[agent()]);
-    let saved = fresh.again().unwrap().load().unwrap().agents;
+    let saved = fresh.again().unwrap().agents().unwrap();
     assert_eq!(saved[0].suspension, Some(suspension()));
     assert_eq!(saved[0].failures, builds);
     fresh.write(&[suspends(None)]);
-    assert_eq!(fresh.store.load().unwrap().agents[0].suspension, None);
+    assert_eq!(fresh.store.agents().unwrap()[0].suspension, None);
     fresh.write(&[Change::AgentRemoved { name: name("amber") }]);
-    assert_eq!(fresh.store.load().unwrap().agents.len(), 0);
+    assert_eq!(fresh.store.agents().unwrap().len(), 0);
 }
 
 #[test]
@@ -106,11 +106,11 @@ fn agents_and_attempts_from_before_are_there_after_the_migration() {
         .unwrap();
     drop(before);
     let mut store = Store::open(&path).unwrap();
-    let saved = store.load().unwrap();
-    assert_eq!(saved.agents[0].abilities.slots, 2);
-    assert_eq!(saved.agents[0].suspension, None);
-    assert_eq!(saved.agents[0].failures, []);
-    assert_eq!(saved.builds.len(), 1);
+    let saved = store.agents().unwrap();
+    assert_eq!(saved[0].abilities.slots, 2);
+    assert_eq!(saved[0].suspension, None);
+    assert_eq!(saved[0].failures, []);
+    assert_eq!(super::loaded(&store).unwrap().snapshot().builds.len(), 1);
     let reader = store.reader().unwrap();
     assert_eq!(reader.attempts_of_agent(&name("amber"), 5).unwrap().len(), 1);
     store.commit(&[suspends(Some(suspension()))]).unwrap();
@@ -126,6 +126,6 @@ fn leaving_a_lease_does_not_need_its_agent_any_more() {
         moved(&BuildState::Allocated(lease()), &BuildState::Queued),
         Change::AgentRemoved { name: name("amber") },
     ]);
-    let saved = fresh.store.load().unwrap();
-    assert_eq!(saved.builds[0].avoid, Some(name("amber")));
+    let builds = fresh.loaded().unwrap().snapshot().builds;
+    assert_eq!(builds[&super::build_id()].avoid, Some(name("amber")));
 }

@@ -101,12 +101,13 @@ fn an_unknown_derivation_is_named() {
 fn leaving_a_lease_without_a_result_counts_and_names_whom_to_avoid() {
     let mut fresh = Fresh::with_a_leased_build();
     fresh.write(&[moved(&BuildState::Allocated(lease()), &BuildState::Queued)]);
-    let saved = fresh.store.load().unwrap();
-    assert_eq!(saved.builds[0].infrastructure_ends, 1);
-    assert_eq!(saved.builds[0].avoid, Some(lease().agent));
+    let build = fresh.loaded().unwrap().snapshot().builds.remove(&build_id()).unwrap();
+    assert_eq!(build.infrastructure_ends, 1);
+    assert_eq!(build.avoid, Some(lease().agent));
     fresh.write(&[moved(&BuildState::Queued, &BuildState::Deferred { until: AT })]);
     fresh.write(&[moved(&BuildState::Deferred { until: AT }, &BuildState::Queued)]);
-    assert_eq!(fresh.store.load().unwrap().builds[0].infrastructure_ends, 1);
+    let builds = fresh.loaded().unwrap().snapshot().builds;
+    assert_eq!(builds[&build_id()].infrastructure_ends, 1);
 }
 
 #[test]
@@ -175,7 +176,7 @@ fn rows_cannot_say_what_cannot_be() {
     ] {
         assert!(fresh.tamper(&sql).is_err(), "{table}");
     }
-    assert_eq!(fresh.store.load().unwrap().builds.len(), 1);
+    assert_eq!(fresh.loaded().unwrap().snapshot().builds.len(), 1);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Databases that cannot be used, and what the operator is told.
 
 use super::{Fresh, Store, StoreError};
-use crate::telemetry;
+use crate::{core::engine::Snapshot, telemetry};
 
 #[test]
 fn a_new_database_has_the_newest_schema_and_nothing_in_it() {
@@ -15,8 +15,7 @@ fn a_new_database_has_the_newest_schema_and_nothing_in_it() {
     assert_eq!(pragma("synchronous"), "2");
     assert_eq!(pragma("foreign_keys"), "1");
     assert_eq!(pragma("auto_vacuum"), "2");
-    let saved = fresh.store.load().unwrap();
-    assert!(saved.builds.is_empty() && saved.facts.is_empty() && saved.agents.is_empty());
+    assert_eq!(fresh.loaded().unwrap().snapshot(), Snapshot::default());
     fresh.again().unwrap();
 }
 
@@ -78,7 +77,7 @@ fn damaged_rows_are_named_and_nothing_is_loaded() {
     ] {
         let fresh = Fresh::with_a_leased_build();
         fresh.tamper(sql).unwrap();
-        let error = fresh.store.load().unwrap_err();
+        let error = fresh.loaded().unwrap_err();
         let StoreError::Damaged { table: named, what } = &error else { panic!("{sql}: {error:?}") };
         assert_eq!(*named, table, "{sql}");
         assert!(what.contains(with), "{sql}: {what}");
@@ -88,20 +87,14 @@ fn damaged_rows_are_named_and_nothing_is_loaded() {
 
 #[test]
 fn a_build_whose_agent_or_input_is_gone_is_named() {
-    use crate::core::{
-        engine::{Engine, Settings},
-        time::{Monotonic, Now},
-    };
-    let now = Now { wall: super::AT, mono: Monotonic::from_ms(0) };
     for (sql, with) in [
         ("DELETE FROM agents", "leased to amber, who is not known"),
-        ("UPDATE derivations SET inputs = zeroblob(20)", "names the input"),
+        ("UPDATE derivations SET inputs = zeroblob(20)", "is needed and is not in the database"),
     ] {
         let fresh = Fresh::with_a_leased_build();
         fresh.tamper(sql).unwrap();
-        let saved = fresh.store.load().unwrap();
-        let what = Engine::restore(Settings::default(), now, saved).unwrap_err();
-        assert!(what.contains(with), "{sql}: {what}");
+        let error = fresh.loaded().unwrap_err();
+        assert!(telemetry::chain(&error).contains(with), "{sql}: {error}");
     }
 }
 
@@ -149,11 +142,11 @@ fn a_lock_of_another_program_is_waited_for() {
 /// Returns everything that a start and the commands read, as text.
 fn everything(store: &Store) -> Result<String, StoreError> {
     use std::fmt::Write as _;
-    let saved = store.load()?;
+    let loaded = super::loaded(store)?.snapshot();
     let reader = store.reader()?;
     let filter = super::super::BuildFilter { limit: 100, ..Default::default() };
     let builds = reader.builds(&filter)?;
-    let mut text = format!("{saved:?} {builds:?} {:?}", reader.holdings()?);
+    let mut text = format!("{loaded:?} {builds:?} {:?}", reader.holdings()?);
     for build in &builds {
         let (attempts, tags) = (reader.attempts(build.id)?, reader.tags(build.id)?);
         write!(text, "{attempts:?} {tags:?}").unwrap();

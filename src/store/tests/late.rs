@@ -60,21 +60,22 @@ impl Fresh {
 #[test]
 fn a_lost_attempt_is_loaded_until_its_build_is_over_or_it_is_taken_back() {
     let mut fresh = amber_was_lost();
-    let lost = fresh.store.load().unwrap().lost;
-    assert_eq!(lost.len(), 1);
-    assert_eq!((lost[0].attempt, lost[0].build), (lease().attempt, build_id()));
-    assert_eq!(lost[0].agent, lease().agent);
+    let loaded = fresh.loaded().unwrap();
+    let lost: Vec<_> = loaded.lost_attempts().collect();
+    assert_eq!(lost, [(lease().attempt, &lease().agent)]);
+    let build = &loaded.snapshot().builds[&build_id()];
+    assert!(build.lost.contains_key(&lease().attempt));
     fresh.write(&[
         Change::AttemptReadopted { attempt: lease().attempt, at: AT },
         moved(&BuildState::Queued, &BuildState::Allocated(lease())),
     ]);
-    assert!(fresh.store.load().unwrap().lost.is_empty());
+    assert!(fresh.loaded().unwrap().lost_attempts().next().is_none());
     let row = fresh.reader().attempts(build_id()).unwrap().remove(0);
     assert_eq!((row.state.as_str(), row.end, row.readopted), ("allocated", None, Some(AT)));
 
     let mut fresh = amber_was_lost();
     fresh.write(&[moved(&BuildState::Queued, &BuildState::Canceled)]);
-    assert!(fresh.store.load().unwrap().lost.is_empty());
+    assert!(fresh.loaded().unwrap().lost_attempts().next().is_none());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::{Fresh, Store};
 use crate::core::{
     change::Change,
     engine::{
-        Inputs, Root, Saved,
+        Engine, Inputs, Root, Settings,
         tests::{
             self,
             disk::Disk,
@@ -15,6 +15,7 @@ use crate::core::{
     graph::{Facts, Held},
     id::{BuildId, Name},
     store_path::PathHash,
+    time::Now,
 };
 use proptest::prelude::*;
 
@@ -23,8 +24,8 @@ impl Disk for Fresh {
         self.store.commit(changes).unwrap();
     }
 
-    fn load(&self) -> Saved {
-        self.store.load().unwrap()
+    fn restore(&self, settings: Settings, now: Now) -> Engine {
+        self.store.restore(settings, now).unwrap()
     }
 
     fn submission_facts(
@@ -79,8 +80,8 @@ proptest! {
 #[test]
 fn what_was_written_is_there_for_the_next_process() {
     let fresh = Fresh::with_a_leased_build();
-    let before = fresh.store.load().unwrap();
+    let before = fresh.loaded().unwrap().snapshot();
     let after: Store = fresh.again().unwrap();
-    assert_eq!(format!("{before:?}"), format!("{:?}", after.load().unwrap()));
+    assert_eq!(before, super::loaded(&after).unwrap().snapshot());
     assert_eq!(after.integrity().unwrap(), Vec::<String>::new());
 }

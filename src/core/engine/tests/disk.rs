@@ -4,13 +4,13 @@ use crate::core::{
     attempt::AttemptState,
     build::BuildState,
     change::{BuildRecord, Change, DerivationRecord},
-    engine::{Inputs, LostAttempt, OpenBuild, Root, Saved, SavedAgent},
+    engine::{Engine, Inputs, LostAttempt, OpenBuild, Root, Saved, SavedAgent, Settings},
     graph::{EndResult, Facts, Held, LastEnd},
     hash::Sha256,
     id::{AttemptId, BuildId, Name},
     outcome::AttemptEnd,
     store_path::PathHash,
-    time::Timestamp,
+    time::{Now, Timestamp},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -20,7 +20,7 @@ use std::{
 /// What a [`super::world::World`] needs of a database.
 pub(crate) trait Disk {
     fn commit(&mut self, changes: &[Change]);
-    fn load(&self) -> Saved;
+    fn restore(&self, settings: Settings, now: Now) -> Engine;
     fn submission_facts(
         &self,
         roots: &[PathHash],
@@ -79,7 +79,7 @@ impl Model {
             .max();
         Facts {
             path: record.path.clone(),
-            class: record.class.clone(),
+            class: Arc::new(record.class.clone()),
             outputs: record.outputs.iter().map(|(_, p)| (p.hash(), held(p.hash()))).collect(),
             inputs: record.inputs.clone(),
             last_end,
@@ -176,40 +176,8 @@ impl Disk for Model {
         }
     }
 
-    fn load(&self) -> Saved {
-        let roots: BTreeSet<PathHash> = self.open().map(|row| row.record.derivation).collect();
-        let mut needed = roots.clone();
-        for root in roots {
-            needed.extend(&self.derivations[&root].inputs);
-        }
-        let build = |row: &BuildRow| OpenBuild {
-            id: row.record.id,
-            derivation: row.record.derivation,
-            state: row.record.state.clone(),
-            origin: row.record.origin,
-            submitter: row.record.submitter.clone(),
-            priority: row.record.priority,
-            submitted: row.record.submitted,
-            limits: row.record.limits,
-            infrastructure_ends: row.infrastructure_ends,
-            avoid: row.avoid.clone(),
-        };
-        Saved {
-            facts: needed.into_iter().map(|derivation| self.facts(derivation)).collect(),
-            builds: self.open().map(build).collect(),
-            agents: self.agents.values().cloned().collect(),
-            lost: self
-                .attempts
-                .iter()
-                .filter(|(_, row)| row.is_lost)
-                .filter(|(_, row)| !self.builds[&row.build].record.state.is_final())
-                .map(|(attempt, row)| LostAttempt {
-                    attempt: *attempt,
-                    build: row.build,
-                    agent: row.agent.clone(),
-                })
-                .collect(),
-        }
+    fn restore(&self, settings: Settings, now: Now) -> Engine {
+        Engine::restore(settings, now, self.saved()).unwrap()
     }
 
     fn submission_facts(
@@ -252,5 +220,43 @@ impl Disk for Model {
             .outputs
             .iter()
             .all(|(_, path)| self.held.contains_key(&path.hash()))
+    }
+}
+
+impl Model {
+    fn saved(&self) -> Saved {
+        let roots: BTreeSet<PathHash> = self.open().map(|row| row.record.derivation).collect();
+        let mut needed = roots.clone();
+        for root in roots {
+            needed.extend(&self.derivations[&root].inputs);
+        }
+        let build = |row: &BuildRow| OpenBuild {
+            id: row.record.id,
+            derivation: row.record.derivation,
+            state: row.record.state.clone(),
+            origin: row.record.origin,
+            submitter: row.record.submitter.clone(),
+            priority: row.record.priority,
+            submitted: row.record.submitted,
+            limits: row.record.limits,
+            infrastructure_ends: row.infrastructure_ends,
+            avoid: row.avoid.clone(),
+        };
+        Saved {
+            facts: needed.into_iter().map(|derivation| self.facts(derivation)).collect(),
+            builds: self.open().map(build).collect(),
+            agents: self.agents.values().cloned().collect(),
+            lost: self
+                .attempts
+                .iter()
+                .filter(|(_, row)| row.is_lost)
+                .filter(|(_, row)| !self.builds[&row.build].record.state.is_final())
+                .map(|(attempt, row)| LostAttempt {
+                    attempt: *attempt,
+                    build: row.build,
+                    agent: row.agent.clone(),
+                })
+                .collect(),
+        }
     }
 }

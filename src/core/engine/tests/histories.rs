@@ -365,8 +365,9 @@ impl Telling {
             // Then the input itself is nobody's business, or cannot go on either.
             ShownState::Waiting => drv.inputs.iter().any(|input| {
                 let graph = self.world.engine.graph();
-                let node = graph.node(graph.find(*input).unwrap());
-                let mut builds = node.builds.iter().map(|ix| self.world.engine.build(*ix).id);
+                let at = graph.find(*input).unwrap();
+                let node = graph.node(at);
+                let mut builds = graph.builds(at).iter().map(|ix| self.world.engine.build(*ix).id);
                 node.standing != Standing::Available && builds.all(|id| self.may_rest(snapshot, id))
             }),
             _ => false,

@@ -167,7 +167,7 @@ impl World {
     pub(crate) fn restart(&mut self) {
         self.now.mono = Monotonic::from_ms(0);
         self.session_of.clear();
-        self.engine = Engine::restore(self.settings, self.now, self.disk.load()).unwrap();
+        self.engine = self.disk.restore(self.settings, self.now);
         self.step(Vec::new());
     }
 
@@ -547,7 +547,7 @@ impl World {
     fn look_at_everything(&mut self) {
         assert_eq!(self.engine.check(), Vec::<String>::new());
         let memory = self.engine.snapshot();
-        let reloaded = Engine::restore(self.settings, self.now, self.disk.load()).unwrap();
+        let reloaded = self.disk.restore(self.settings, self.now);
         assert_eq!(reloaded.check(), Vec::<String>::new());
         assert_eq!(memory, reloaded.snapshot(), "memory (left) is not what the disk says (right)");
         let leased: BTreeMap<BuildId, AttemptId> = memory
