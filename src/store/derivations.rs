@@ -11,6 +11,27 @@ use rusqlite::{OptionalExtension as _, named_params};
 
 /// The zstd level of derivation texts: 400 MB/s, and a third of the size.
 const TEXT_LEVEL: i32 = 1;
+/// Compresses texts. To make what zstd works with costs more than a text, so it is kept.
+pub(super) struct Texts(zstd::bulk::Compressor<'static>);
+
+impl Texts {
+    /// # Errors
+    /// When there is no memory for it.
+    pub(super) fn new() -> std::io::Result<Self> {
+        zstd::bulk::Compressor::new(TEXT_LEVEL).map(Self)
+    }
+
+    fn compress(&mut self, text: &[u8]) -> std::io::Result<Vec<u8>> {
+        self.0.compress(text)
+    }
+}
+
+impl std::fmt::Debug for Texts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Texts")
+    }
+}
+
 /// The longest derivation text read back, as a guard against a damaged frame.
 const TEXT_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How many derivations of one output are looked up. The most known is some dozens.
@@ -63,28 +84,26 @@ impl Store {
         let dir = self.store_dir(record.path.dir())?;
         let class = self.class(&record.class)?;
         let inputs: Vec<u8> = record.inputs.iter().flat_map(|hash| *hash.as_bytes()).collect();
-        let id: Option<i64> = self
+        let inserted = self
             .connection
             .prepare_cached(
                 "INSERT INTO derivations (hash, store_dir, name, class, inputs, modulo, received_at)
                  VALUES (:hash, :store_dir, :name, :class, :inputs, :modulo, :at)
-                 ON CONFLICT (hash) DO NOTHING RETURNING id",
+                 ON CONFLICT (hash) DO NOTHING",
             )
             .and_then(|mut insert| {
-                insert
-                    .query_row(
-                        named_params! {
-                            ":hash": record.path.hash().as_bytes(), ":store_dir": dir,
-                            ":name": record.path.name(), ":class": class, ":inputs": inputs,
-                            ":modulo": record.modulo.as_bytes(), ":at": record.at.as_ms(),
-                        },
-                        |row| row.get(0),
-                    )
-                    .optional()
+                insert.execute(named_params! {
+                    ":hash": record.path.hash().as_bytes(), ":store_dir": dir,
+                    ":name": record.path.name(), ":class": class, ":inputs": inputs,
+                    ":modulo": record.modulo.as_bytes(), ":at": record.at.as_ms(),
+                })
             })
             .map_err(doing("insert a derivation"))?;
-        let Some(id) = id else { return Ok(()) };
-        let text = zstd::bulk::compress(&record.text, TEXT_LEVEL).map_err(|error| {
+        if inserted == 0 {
+            return Ok(());
+        }
+        let id = self.connection.last_insert_rowid();
+        let text = self.texts.compress(&record.text).map_err(|error| {
             StoreError::Diverged(format!("{} cannot be compressed: {error}", record.path))
         })?;
         self.connection

@@ -1,6 +1,6 @@
 //! Connections: one that writes, many that read.
 
-use super::{StoreError, doing, migrate};
+use super::{StoreError, derivations::Texts, doing, migrate};
 use crate::core::plan::Class;
 use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 use std::{
@@ -15,6 +15,12 @@ use std::{
 const BUSY_MS: u64 = 30_000;
 /// How many prepared statements a connection keeps: more than there are kinds.
 const STATEMENTS_KEPT: usize = 128;
+/// How many KiB of pages the writing connection keeps. What it writes to is near what it wrote
+/// before, but for two indexes by hash; what else it reads, the system keeps as well.
+const CACHE_KIB: u32 = 16 * 1024;
+/// After how many pages the log of writes is carried over into the database: 16 MiB, so that a
+/// page that a large submission writes to again and again is carried over once in a while only.
+const WAL_PAGES: u32 = 4_096;
 /// How many findings one refusal names.
 const FINDINGS_MAX: usize = 3;
 
@@ -26,6 +32,7 @@ pub struct Store {
     pub(super) classes: BTreeMap<Class, i64>,
     /// The classes that were read, by their rows and those of their store directories.
     pub(super) class_at: RefCell<BTreeMap<(i64, i64), Arc<Class>>>,
+    pub(super) texts: Texts,
     pub(super) path: PathBuf,
     #[cfg(feature = "sim")]
     pub(super) simulated: super::simulated::Simulated,
@@ -52,14 +59,15 @@ impl Store {
         }
         // Vacuuming piece by piece must be chosen before the first table is made.
         connection
-            .execute_batch(
+            .execute_batch(&format!(
                 "PRAGMA auto_vacuum = INCREMENTAL;
                  PRAGMA journal_mode = WAL;
                  PRAGMA synchronous = FULL;
                  PRAGMA foreign_keys = ON;
                  PRAGMA cell_size_check = ON;
-                 PRAGMA cache_size = -65536;",
-            )
+                 PRAGMA wal_autocheckpoint = {WAL_PAGES};
+                 PRAGMA cache_size = -{CACHE_KIB};",
+            ))
             .map_err(|error| named(path, open(error)))?;
         migrate::migrate(&mut connection).map_err(|error| named(path, error))?;
         let strange = migrate::strange_definitions(&connection)
@@ -73,6 +81,7 @@ impl Store {
             dirs: BTreeMap::new(),
             classes: BTreeMap::new(),
             class_at: RefCell::default(),
+            texts: Texts::new().map_err(out_of_memory)?,
             path: path.to_owned(),
             #[cfg(feature = "sim")]
             simulated: super::simulated::Simulated::default(),
@@ -213,6 +222,11 @@ fn roots(connection: &Connection) -> rusqlite::Result<BTreeMap<i64, String>> {
         connection.prepare("SELECT rootpage, type || ' ' || name FROM sqlite_schema ORDER BY 1")?;
     let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     rows.collect()
+}
+
+/// Returns what it is called when there is no memory to compress with.
+pub(super) fn out_of_memory(error: std::io::Error) -> StoreError {
+    StoreError::Diverged(format!("texts cannot be compressed: {error}"))
 }
 
 fn prepare(connection: &Connection) -> rusqlite::Result<()> {
