@@ -12,6 +12,7 @@ const SCRIPTS: &[&str] = &[
     include_str!("../../schema/0002_agents.sql"),
     include_str!("../../schema/0003_leases.sql"),
     include_str!("../../schema/0004_unwritten_nars.sql"),
+    include_str!("../../schema/0005_scale.sql"),
 ];
 
 /// Brings the database to the newest version, one transaction per script.

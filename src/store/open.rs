@@ -251,6 +251,18 @@ fn integrity(connection: &Connection) -> Result<Vec<String>, StoreError> {
             findings.push(line);
         }
     }
+    let agree: bool = connection
+        .query_row(
+            "SELECT (SELECT nars FROM holdings) IS (SELECT count(*) FROM nars)
+                AND (SELECT file_bytes FROM holdings)
+                    IS (SELECT coalesce(sum(file_bytes), 0) FROM nars)",
+            [],
+            |row| row.get(0),
+        )
+        .map_err(doing("count nars"))?;
+    if !agree {
+        findings.push("table holdings does not say how much table nars has".to_owned());
+    }
     let mut statement =
         connection.prepare("PRAGMA foreign_key_check").map_err(doing("check its references"))?;
     let rows = statement

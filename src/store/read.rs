@@ -10,6 +10,7 @@ use crate::core::{
     time::Timestamp,
 };
 use rusqlite::{OptionalExtension as _, Row, ToSql, named_params};
+use std::collections::BTreeSet;
 
 /// The most rows one query of builds returns; more are asked for by `after`.
 pub const BUILDS_PER_READ_MAX: usize = 10_000;
@@ -154,6 +155,9 @@ pub enum First {
 /// The states of builds that are not final, in the order of the index `builds_open`.
 const OPEN_STATES: [&str; 5] = ["deferred", "queued", "allocated", "building", "receiving"];
 
+/// The states of the index `builds_unsuccessful`, in its order.
+const UNSUCCESSFUL_STATES: [&str; 2] = ["failed", "canceled"];
+
 const BUILD_COLUMNS: &str = "b.id, s.path, d.hash, d.name, c.class, b.origin, b.submitter, b.key,
     b.priority, b.submitted_at, b.timeout_ms, b.max_silent_ms, b.state, b.state_at, b.attempt,
     a.agent, b.deferred_until";
@@ -176,6 +180,26 @@ impl Reader {
     /// # Errors
     /// [`StoreError::Sql`] and [`StoreError::Damaged`].
     pub fn builds(&self, filter: &BuildFilter) -> Result<Vec<BuildRow>, StoreError> {
+        if filter.states.len() < 2 || filter.ids.is_some() {
+            return self.builds_of_one_state(filter);
+        }
+        // Within one state, an index has them in order, so that only those are read that are
+        // returned; all states together would have to be read whole and sorted.
+        let mut builds = Vec::new();
+        let states: BTreeSet<&String> = filter.states.iter().collect();
+        for state in states {
+            let of_one = BuildFilter { states: vec![state.clone()], ..filter.clone() };
+            builds.extend(self.builds_of_one_state(&of_one)?);
+        }
+        builds.sort_by_key(|build| build.id);
+        if filter.first == First::Newest {
+            builds.reverse();
+        }
+        builds.truncate(filter.limit.min(BUILDS_PER_READ_MAX));
+        Ok(builds)
+    }
+
+    fn builds_of_one_state(&self, filter: &BuildFilter) -> Result<Vec<BuildRow>, StoreError> {
         let (sql, values) = builds_sql(filter);
         let mut select = self.connection.prepare(&sql).map_err(doing("read builds"))?;
         let values: Vec<&dyn ToSql> = values.iter().map(Box::as_ref).collect();
@@ -198,7 +222,9 @@ impl Reader {
             .connection
             .prepare_cached(
                 "SELECT b.id FROM builds b JOIN derivations d ON d.id = b.derivation
-                 WHERE d.hash = :hash AND b.state = 'failed' ORDER BY b.state_at DESC LIMIT 1",
+                 WHERE d.hash = :hash AND b.state = 'failed'
+                    AND b.state IN ('succeeded', 'failed')
+                 ORDER BY b.state_at DESC LIMIT 1",
             )
             .and_then(|mut select| {
                 select
@@ -320,7 +346,7 @@ impl Reader {
     /// [`StoreError::Sql`].
     pub fn holdings(&self) -> Result<Holdings, StoreError> {
         self.connection
-            .query_row("SELECT count(*), coalesce(sum(file_bytes), 0) FROM nars", [], |row| {
+            .query_row("SELECT nars, file_bytes FROM holdings", [], |row| {
                 Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
             })
             .map(|(nars, bytes)| Holdings {
@@ -374,7 +400,7 @@ pub struct Holdings {
 }
 
 /// Puts the query for a filter together. Values are bound, never written into the text.
-fn builds_sql(filter: &BuildFilter) -> (String, Vec<Box<dyn ToSql>>) {
+pub(super) fn builds_sql(filter: &BuildFilter) -> (String, Vec<Box<dyn ToSql>>) {
     let mut conditions = vec!["1".to_owned()];
     let mut values: Vec<Box<dyn ToSql>> = Vec::new();
     let mut bind = |value: Box<dyn ToSql>| {
@@ -385,9 +411,11 @@ fn builds_sql(filter: &BuildFilter) -> (String, Vec<Box<dyn ToSql>>) {
         let words: Vec<String> =
             filter.states.iter().map(|word| bind(Box::new(word.clone()))).collect();
         conditions.push(format!("b.state IN ({})", words.join(", ")));
-        if filter.states.iter().all(|word| OPEN_STATES.contains(&word.as_str())) {
-            // Word for word the condition of the index `builds_open`, which is used only then.
-            conditions.push(format!("b.state IN ('{}')", OPEN_STATES.join("', '")));
+        // Word for word the condition of a partial index, which is used only then.
+        for indexed in [&OPEN_STATES[..], &UNSUCCESSFUL_STATES] {
+            if filter.states.iter().all(|word| indexed.contains(&word.as_str())) {
+                conditions.push(format!("b.state IN ('{}')", indexed.join("', '")));
+            }
         }
     }
     if let Some(ids) = &filter.ids {

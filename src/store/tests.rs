@@ -5,6 +5,7 @@ mod agents;
 mod commit;
 mod damage;
 mod late;
+mod plans;
 mod together;
 mod unwritten;
 
