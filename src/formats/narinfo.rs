@@ -1,6 +1,9 @@
-//! Narinfos of the Nix dialect: the public record of one path, and the text that is signed.
+//! Narinfos of the Nix dialect: the public record of one path, and the text that is signed; those
+//! of the Guix dialect are in [`guix`].
 //!
 //! Source: Nix `src/libstore/nar-info.cc` and `src/libstore/path-info.cc` (`fingerprint`).
+
+pub mod guix;
 
 use crate::core::{
     hash::Sha256,
