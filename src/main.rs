@@ -107,6 +107,8 @@ fn announce(state: &Path, started: &start::Started) -> anyhow::Result<()> {
     writeln!(out, "listening on {}", started.address)?;
     writeln!(out, "known_hosts line: [HOST]:{port} {}", started.host_public_key)?;
     writeln!(out, "public signing key: {}", started.signing_public_key)?;
+    let guix = state.join("run/signing-guix.pub");
+    writeln!(out, "public signing key for guix archive --authorize: {}", guix.display())?;
     writeln!(out, "keys of people and agents: {}", state.join("keys").display())?;
     writeln!(out, "READY")?;
     out.flush()?;

@@ -12,7 +12,7 @@ use crate::{
     core::{
         change::{NarOrigin, NarRecord},
         id::AttemptId,
-        store_path::{StoreDir, StorePath},
+        store_path::StorePath,
     },
     depot::Depot,
     store::{PathBuild, Reader, StoreError, StrayOutput},
@@ -185,9 +185,6 @@ fn obstacle(reader: &Reader, nar: &NarRecord) -> Result<String, StoreError> {
     let path = &nar.info.path;
     if nar.origin == NarOrigin::Trusted {
         return Ok("it was taken on its sender’s word, which is not passed on".to_owned());
-    }
-    if *path.dir() == StoreDir::guix() {
-        return Ok("paths of /gnu/store cannot be signed yet".to_owned());
     }
     let mut missing = Vec::new();
     for reference in nar.info.references.iter().filter(|reference| *reference != path) {

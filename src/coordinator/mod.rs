@@ -4,15 +4,16 @@
 //! What this room owns: the engine's thread ([`engine_thread`]), the logs of attempts ([`logs`]),
 //! the control and bulk sessions of agents ([`control`], [`bulk`]), the intake of submissions
 //! ([`submission`]), how much is received at a time ([`transfers`]), the publishing thread
-//! ([`publishing`]) and the watch over the disk ([`pressure`]). What it never does: decide anything
-//! about builds (that is `core`), or speak to people (that is `commands`). It is started by
-//! [`start::start`].
+//! ([`publishing`]), the one beside it that makes other forms of nars ([`forms`]) and the watch
+//! over the disk ([`pressure`]). What it never does: decide anything about builds (that is `core`),
+//! or speak to people (that is `commands`). It is started by [`start::start`].
 
 pub mod bulk;
 pub mod control;
 mod eager;
 pub mod engine_thread;
 pub mod files;
+pub mod forms;
 pub mod hygiene;
 pub mod inputs;
 mod keeper;

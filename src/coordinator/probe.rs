@@ -37,7 +37,7 @@ pub(super) async fn answer(
     channel
         .say(&BulkToAgent::Probe {
             wall_ms: coordinator.clock.now().wall.as_ms(),
-            signing_key: depot.public_key(),
+            signing_key: depot.public_key_of(&store_dir),
             info: depot.signed(info),
             nar: nar.into(),
         })

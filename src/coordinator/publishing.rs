@@ -7,6 +7,7 @@
 
 use super::{
     engine_thread::{EngineGone, EngineHandle},
+    forms::FormQueue,
     small::Room,
 };
 use crate::{
@@ -15,13 +16,13 @@ use crate::{
         engine::Input,
         store_path::StorePath,
     },
-    depot::{Depot, DepotError, Publisher},
+    depot::{Depot, DepotError, Publisher, Unpublished},
     store::{Reader, StoreError},
     telemetry::{self, Clock},
 };
 use std::{
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
@@ -44,11 +45,40 @@ const NICENESS: i32 = 10;
 /// Where paths to publish are put; never waits.
 #[derive(Debug, Clone)]
 pub struct PublishQueue {
-    batches: SyncSender<Vec<StorePath>>,
+    batches: Arc<SyncSender<Vec<StorePath>>>,
     missed: Arc<AtomicBool>,
 }
 
+/// The same queue, for a thread that must not keep it open.
+#[derive(Debug)]
+pub struct WeakPublishQueue {
+    batches: Weak<SyncSender<Vec<StorePath>>>,
+    missed: Arc<AtomicBool>,
+}
+
+impl WeakPublishQueue {
+    /// Hands paths over that may be publishable now; without effect when nobody publishes any more.
+    pub fn push(&self, paths: Vec<StorePath>) {
+        if let Some(batches) = self.batches.upgrade() {
+            PublishQueue { batches, missed: Arc::clone(&self.missed) }.push(paths);
+        }
+    }
+
+    /// Lets all that is not published be looked at again.
+    pub fn look_again(&self) {
+        self.missed.store(true, Ordering::Release);
+        self.push(Vec::new());
+    }
+}
+
 impl PublishQueue {
+    /// Returns the same queue without keeping it open.
+    #[must_use]
+    pub fn weak(&self) -> WeakPublishQueue {
+        let batches = Arc::downgrade(&self.batches);
+        WeakPublishQueue { batches, missed: Arc::clone(&self.missed) }
+    }
+
     /// Hands paths over whose nars are durable.
     pub fn push(&self, paths: Vec<StorePath>) {
         if self.batches.try_send(paths).is_err() {
@@ -69,7 +99,8 @@ pub struct Publishing {
 pub fn queue() -> (PublishQueue, Publishing) {
     let (sender, batches) = sync_channel(BATCHES_MAX);
     let missed = Arc::new(AtomicBool::new(false));
-    (PublishQueue { batches: sender, missed: Arc::clone(&missed) }, Publishing { batches, missed })
+    let queue = PublishQueue { batches: Arc::new(sender), missed: Arc::clone(&missed) };
+    (queue, Publishing { batches, missed })
 }
 
 /// Why publishing had to stop.
@@ -89,6 +120,8 @@ pub(super) struct Outlet {
     /// A connection of its own.
     pub(super) reader: Reader,
     pub(super) engine: EngineHandle,
+    /// What makes the other forms of nars.
+    pub(super) forms: FormQueue,
     /// The room of what is not written out yet.
     pub(super) unwritten: Room,
 }
@@ -170,7 +203,7 @@ impl Running {
 
     /// Makes files of what the database has kept.
     fn write_out(&self) -> Result<(), PublishError> {
-        let Outlet { depot, reader, engine, unwritten } = &self.outlet;
+        let Outlet { depot, reader, engine, unwritten, .. } = &self.outlet;
         while let Some((through, files)) = reader.unwritten()? {
             depot.write_out(&files)?;
             engine.record_blocking(vec![Change::NarsWritten { through }])?.wait()?;
@@ -210,8 +243,11 @@ impl Running {
             }
         }
         let report = self.publisher.publish(records.into_iter().map(Arc::new).collect())?;
-        for (path, why) in &report.unpublished {
+        for (path, why) in report.unpublished {
             tracing::debug!(%path, ?why, "not published yet");
+            if let Unpublished::OtherForms(record) = why {
+                self.outlet.forms.push(record);
+            }
         }
         let at = self.clock.now().wall;
         let visible = report.visible.into_iter();

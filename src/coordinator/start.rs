@@ -4,6 +4,7 @@
 use super::{
     Coordinator, bulk, control,
     engine_thread::{self, Outlets},
+    forms::FormQueue,
     hygiene,
     keeper::Keeper,
     logs::{LOG_CAP_MIN, LogRules, Logs},
@@ -102,6 +103,8 @@ pub struct Started {
     pub host_public_key: String,
     /// The public signing key of the Nix dialect.
     pub signing_public_key: String,
+    /// That of the Guix dialect, an S-expression of several lines.
+    pub guix_signing_public_key: String,
     door: Door,
     engine_end: oneshot::Receiver<Result<(), StoreError>>,
     /// The control sessions of agents.
@@ -134,6 +137,7 @@ pub async fn start(
     let store = Store::open(&database)?;
     let depot = open_depot(state_dir, config)?;
     let (publish, publishing) = publishing::queue();
+    let publish_again = publish.weak();
     let (rested, _) = broadcast::channel(RESTED_MAX);
     let (allocated, _) = broadcast::channel(ALLOCATED_MAX);
     let truth = Truth::restore(store, config.settings(), clock.now())?;
@@ -155,11 +159,15 @@ pub async fn start(
     drop(tokio::spawn(pressure.clone().watch(engine.clone(), cancel.clone())));
     let readers = Readers::new(database);
     let publisher = Publisher::new(depot.clone(), config.publish.clone());
-    publishing.start(
-        publisher,
-        Outlet { depot: depot.clone(), reader: readers.open()?, engine: engine.clone(), unwritten },
-        clock,
-    );
+    let forms = FormQueue::start(depot.clone(), publish_again).map_err(StartError::Thread)?;
+    let outlet = Outlet {
+        depot: depot.clone(),
+        reader: readers.open()?,
+        engine: engine.clone(),
+        forms,
+        unwritten,
+    };
+    publishing.start(publisher, outlet, clock);
     let door = ssh::open(
         DoorConfig {
             listen,
@@ -172,6 +180,7 @@ pub async fn start(
     )
     .await?;
     let signing_public_key = depot.public_key();
+    let guix_signing_public_key = depot.guix_public_key();
     let coordinator = Coordinator {
         engine,
         readers,
@@ -194,6 +203,7 @@ pub async fn start(
         address: door.address,
         host_public_key: door.host_public_key.clone(),
         signing_public_key,
+        guix_signing_public_key,
         door,
         engine_end,
         controls: JoinSet::new(),
@@ -275,6 +285,7 @@ impl Started {
             ("address", self.address.to_string()),
             ("host_key.pub", self.host_public_key.clone()),
             ("signing-nix.pub", self.signing_public_key.clone()),
+            ("signing-guix.pub", self.guix_signing_public_key.trim_ascii_end().to_owned()),
         ] {
             let fresh = run.join(format!(".{name}.new"));
             fs::write(&fresh, format!("{text}\n"))?;

@@ -2,7 +2,10 @@
 
 use crate::{
     core::hash::Sha256,
-    formats::{narinfo::NarInfoError, signature::nix::NixKeyError},
+    formats::{
+        narinfo::NarInfoError,
+        signature::{guix::GuixKeyError, nix::NixKeyError},
+    },
 };
 use std::{error::Error, io, path::PathBuf};
 
@@ -50,7 +53,7 @@ pub enum DepotError {
         /// Its file.
         path: PathBuf,
         /// What is wrong with it.
-        source: NixKeyError,
+        source: SigningKeyError,
     },
     /// There is no file with this hash.
     #[error("the depot has no file with the hash {0}")]
@@ -64,6 +67,17 @@ pub enum DepotError {
     /// Something around the depot failed.
     #[error(transparent)]
     Fault(#[from] Fault),
+}
+
+/// What is wrong with a signing key.
+#[derive(Debug, thiserror::Error)]
+pub enum SigningKeyError {
+    /// That of the Nix dialect.
+    #[error(transparent)]
+    Nix(#[from] NixKeyError),
+    /// That of the Guix dialect.
+    #[error(transparent)]
+    Guix(#[from] GuixKeyError),
 }
 
 impl From<io::Error> for DepotError {

@@ -1,6 +1,6 @@
 //! The depot: nars on disk, from the first byte received to the published tree.
 //!
-//! This room owns `incoming/`, `depot/`, `public/` and the signing key in the state directory. It
+//! This room owns `incoming/`, `depot/`, `public/` and the signing keys in the state directory. It
 //! takes export streams ([`Intake`]) and agents' uploads ([`Upload`]), believes nothing that it
 //! can compute, and shows verified nars to the world ([`Publisher`]). What it found out it hands
 //! back as records; it knows neither the database nor the network, and whoever calls it does so
@@ -25,6 +25,7 @@ mod layout;
 mod open_nar;
 mod orphans;
 mod publish;
+mod second_form;
 mod spool;
 #[cfg(test)]
 mod tests;
@@ -32,7 +33,7 @@ mod upload;
 mod write_out;
 mod zstd_stream;
 
-pub use error::{DepotError, Fault};
+pub use error::{DepotError, Fault, SigningKeyError};
 pub use intake::{Fact, Intake, IntakeCounts, IntakeError, IntakeRules, IntakeSummary, Known};
 pub use open_nar::OpenNar;
 pub use publish::{PublishPolicy, PublishReport, Publisher, Unpublished};
@@ -46,11 +47,12 @@ use crate::{
         change::{NarOrigin, NarRecord},
         hash::Sha256,
         path_info::PathInfo,
-        store_path::StorePath,
+        store_path::{StoreDir, StorePath},
         time::Timestamp,
     },
-    formats::{narinfo, signature::nix::NixSecretKey},
+    formats::narinfo,
 };
+use key::SigningKeys;
 use layout::{Dialect, Places};
 use spool::{SpoolNames, TempFile};
 use std::{
@@ -78,7 +80,7 @@ pub struct Depot(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     places: Places,
-    key: NixSecretKey,
+    keys: SigningKeys,
     spool_names: SpoolNames,
     /// Written while a file of the depot is removed, read while one is moved there.
     settling: RwLock<()>,
@@ -87,22 +89,37 @@ struct Inner {
 impl Depot {
     /// Opens the depot of a state directory, and makes what is missing of it.
     ///
-    /// `key_name` names the signing key if there is none yet, like `farm.example.org-1`. `seed`
-    /// are 32 bytes that nobody can guess; a new key is made of them.
+    /// `key_name` names the signing keys if there are none yet, like `farm.example.org-1`. `seed`
+    /// are 32 bytes that nobody can guess; new keys are made of them.
     ///
     /// # Errors
     /// [`DepotError::NotWritable`], or what is wrong with the key.
     pub fn open(state_dir: &Path, key_name: &str, seed: [u8; 32]) -> Result<Self, DepotError> {
         let places = Places::make(state_dir)?;
         let spool_names = SpoolNames::new(&seed);
-        let key = key::load_or_make(&places.secrets, key_name, seed)?;
-        Ok(Self(Arc::new(Inner { places, key, spool_names, settling: RwLock::default() })))
+        let keys = SigningKeys::load_or_make(&places.secrets, key_name, &seed)?;
+        Ok(Self(Arc::new(Inner { places, keys, spool_names, settling: RwLock::default() })))
     }
 
     /// Returns the public signing key of the Nix dialect, as `trusted-public-keys` has it.
     #[must_use]
     pub fn public_key(&self) -> String {
-        self.0.key.public().to_text()
+        self.0.keys.nix.public().to_text()
+    }
+
+    /// Returns the public signing key of the Guix dialect, as `guix archive --authorize` takes it.
+    #[must_use]
+    pub fn guix_public_key(&self) -> String {
+        self.0.keys.guix.public().to_text()
+    }
+
+    /// Returns the public key that verifies the signatures of paths of this store directory.
+    #[must_use]
+    pub fn public_key_of(&self, dir: &StoreDir) -> String {
+        match Dialect::of(dir) {
+            Dialect::Nix => self.public_key(),
+            Dialect::Guix => self.guix_public_key(),
+        }
     }
 
     /// Returns the facts with the signature of the path's dialect, where there is one. What has
@@ -211,8 +228,12 @@ impl Depot {
     /// Adds the signature of the path's dialect.
     fn sign(&self, info: &mut PathInfo) {
         info.signatures = match Dialect::of(info.path.dir()) {
-            Dialect::Nix => vec![self.0.key.sign(&narinfo::fingerprint(info))],
-            Dialect::Guix => Vec::new(),
+            Dialect::Nix => vec![self.0.keys.nix.sign(&narinfo::fingerprint(info))],
+            // What has no facts could not be written into a narinfo either, which is said there.
+            Dialect::Guix => narinfo::guix::facts(info)
+                .map(|facts| self.0.keys.guix.sign_narinfo(self.0.keys.nix.name(), &facts))
+                .into_iter()
+                .collect(),
         };
     }
 

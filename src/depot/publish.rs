@@ -13,7 +13,7 @@ use crate::{
         change::{NarOrigin, NarRecord},
         store_path::{StoreDir, StorePath},
     },
-    formats::narinfo::NarInfo,
+    formats::narinfo::{self, NarInfo},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,7 +34,7 @@ pub enum PublishPolicy {
 }
 
 /// Why a path is not visible.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Unpublished {
     /// These paths, which it refers to, are not visible yet. It follows by itself.
     Waiting(Vec<StorePath>),
@@ -42,12 +42,13 @@ pub enum Unpublished {
     Trusted,
     /// Its file is not in the depot: restore it from a backup, or build it again.
     NotHeld,
-    /// Paths of this store cannot be signed yet; it stays unpublished until they can.
-    NotYet(StoreDir),
+    /// The other forms in which its store's clients want it are not made yet: give this to
+    /// [`Depot::make_other_forms`], and then publish it again.
+    OtherForms(Arc<NarRecord>),
 }
 
 /// What came of publishing.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct PublishReport {
     /// Paths that are visible now; also some that waited since earlier calls, and some that were
     /// visible before. References come before what refers to them.
@@ -161,17 +162,18 @@ impl Publisher {
     }
 
     /// Returns why a nar cannot be published, however long it waits for others.
-    fn obstacle(&self, record: &NarRecord) -> Option<Unpublished> {
-        let dir = record.info.path.dir();
-        match (record.origin, Dialect::of(dir)) {
-            (NarOrigin::Trusted, _) => Some(Unpublished::Trusted),
-            (NarOrigin::Built | NarOrigin::ContentAddressed, Dialect::Guix) => {
-                Some(Unpublished::NotYet(dir.clone()))
-            }
-            (NarOrigin::Built | NarOrigin::ContentAddressed, Dialect::Nix) => {
+    fn obstacle(&self, record: &Arc<NarRecord>) -> Option<Unpublished> {
+        match record.origin {
+            NarOrigin::Trusted => Some(Unpublished::Trusted),
+            NarOrigin::Built | NarOrigin::ContentAddressed => {
                 // Seen before anything is written, so that a lost file holds up no others.
-                let held = self.depot.0.places.nar(&record.file_hash).exists();
-                (!held).then_some(Unpublished::NotHeld)
+                if !self.depot.0.places.nar(&record.file_hash).exists() {
+                    Some(Unpublished::NotHeld)
+                } else if !self.depot.has_other_forms(record) {
+                    Some(Unpublished::OtherForms(Arc::clone(record)))
+                } else {
+                    None
+                }
             }
         }
     }
@@ -235,23 +237,38 @@ impl Publisher {
             }
             Err(error) => return Err(error.into()),
         }
-        let narinfo = NarInfo {
-            info: record.info.clone(),
-            url: format!("nar/{name}"),
-            compression: record.compression().word().to_owned(),
-            file_hash: record.file_hash,
-            file_bytes: record.file_bytes,
-        };
+        let text = self.narinfo(record)?;
         let place = places.narinfo(dir, record.info.path.hash());
         let new = place.with_extension("narinfo.new");
-        fs_err::write(&new, narinfo.to_text()?)?;
+        fs_err::write(&new, text)?;
         set_mode(&new, PUBLIC_FILE)?;
         Ok((new, place))
+    }
+
+    /// Returns the narinfo in the dialect of the path's store.
+    fn narinfo(&self, record: &NarRecord) -> Result<String, DepotError> {
+        match Dialect::of(record.info.path.dir()) {
+            Dialect::Nix => {
+                let narinfo = NarInfo {
+                    info: record.info.clone(),
+                    url: Depot::url(record),
+                    compression: record.compression().word().to_owned(),
+                    file_hash: record.file_hash,
+                    file_bytes: record.file_bytes,
+                };
+                Ok(narinfo.to_text()?)
+            }
+            Dialect::Guix => {
+                // Signed anew: what was taken before there was a key has no signature.
+                let info = self.depot.signed(record.info.clone());
+                Ok(narinfo::guix::text(&info, &self.depot.forms(record)?)?)
+            }
+        }
     }
 }
 
 /// Makes what a tree consists of before anything is published in it.
-fn make_tree(tree: &std::path::Path, dir: &StoreDir) -> io::Result<()> {
+pub(super) fn make_tree(tree: &std::path::Path, dir: &StoreDir) -> io::Result<()> {
     let about = tree.join("nix-cache-info");
     if about.exists() {
         return Ok(());

@@ -8,12 +8,13 @@ use crate::{
         path_info::PathInfo,
         store_path::{StoreDir, StorePath},
     },
-    depot::{Depot, PublishPolicy, Publisher, Unpublished, spool::SmallNarCompressor},
-    formats::narinfo::NarInfo,
+    depot::{Depot, DepotError, PublishPolicy, Publisher, Unpublished, spool::SmallNarCompressor},
+    formats::{narinfo::NarInfo, signature::guix::GuixPublicKey},
 };
 use proptest::prelude::*;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::Read as _,
     process::Command,
     sync::Arc,
 };
@@ -49,12 +50,12 @@ fn publisher(world: &World) -> Publisher {
     Publisher::new(world.depot.clone(), BTreeMap::new())
 }
 
-/// The paths whose narinfos are in the tree, after a look that the tree is closed.
+/// The paths whose narinfos are in the tree of Nix's store, after a look that the tree is closed.
 fn visible(world: &World) -> BTreeSet<StorePath> {
     let infos: Vec<NarInfo> = world
         .files("public")
         .iter()
-        .filter(|name| name.ends_with(".narinfo"))
+        .filter(|name| name.starts_with("nix-store/") && name.ends_with(".narinfo"))
         .map(|name| fs_err::read_to_string(world.dir.path().join("public").join(name)).unwrap())
         .map(|text| NarInfo::parse(&text, &StoreDir::nix()).unwrap())
         .collect();
@@ -130,8 +131,93 @@ fn what_cannot_be_published_is_said_and_holds_up_nothing_else() {
     let reasons: BTreeMap<_, _> = report.unpublished.into_iter().collect();
     assert_eq!(reasons[&trusted], Unpublished::Trusted);
     assert_eq!(reasons[&lost], Unpublished::NotHeld);
-    assert_eq!(reasons[&guix], Unpublished::NotYet(StoreDir::guix()));
+    assert!(matches!(&reasons[&guix], Unpublished::OtherForms(r) if r.info.path == guix));
     assert!(!world.dir.path().join("public/gnu-store").exists());
+}
+
+#[test]
+fn both_stores_are_published_side_by_side_each_in_its_dialect() {
+    let world = World::new();
+    let [nix, below, above] = ["a", "below", "above"].map(path);
+    let [below, above] = [below, above].map(|path| {
+        let path: StorePath = path.to_string().replace("/nix/", "/gnu/").parse().unwrap();
+        path
+    });
+    let content = file(b"what was promised").nar();
+    let mut records = [
+        nar(&world.depot, &nix, &[]),
+        nar(&world.depot, &below, &[]),
+        nar(&world.depot, &above, &[&below]),
+    ];
+    let compressed = SmallNarCompressor::new().unwrap().compress(&world.depot, &content).unwrap();
+    compressed.file.settle(&world.depot, &compressed.file_hash).unwrap();
+    let promised = Sha256::of(b"what was promised");
+    records[1].info.nar_hash = Sha256::of(&content);
+    records[1].info.nar_bytes = content.len() as u64;
+    records[1].info.content_address = Some(format!("fixed:sha256:{}", promised.base32()));
+    records[1].file_hash = compressed.file_hash;
+    records[1].file_bytes = compressed.file_bytes;
+    let [first, second, third] = records.map(Arc::new);
+
+    let mut publisher = publisher(&world);
+    let given = vec![first.clone(), second.clone(), third.clone()];
+    assert_eq!(publisher.publish(given).unwrap().visible, std::slice::from_ref(&nix));
+    // The one that is compressed again waits for the one below, which is not yet.
+    world.depot.make_other_forms(&third).unwrap();
+    assert_eq!(publisher.publish(vec![third.clone()]).unwrap().visible, []);
+    world.depot.make_other_forms(&second).unwrap();
+    let report = publisher.publish(vec![second.clone()]).unwrap();
+    assert_eq!(report.visible, [below.clone(), above.clone()]);
+    // What is there stays as it is, and for the other store there is nothing to make.
+    let before = world.files("public");
+    world.depot.make_other_forms(&second).unwrap();
+    world.depot.make_other_forms(&first).unwrap();
+    assert_eq!(world.files("public"), before);
+
+    let tree = world.dir.path().join("public/gnu-store");
+    let narinfo = tree.join(format!("{}.narinfo", above.hash().base32()));
+    let text = fs_err::read_to_string(narinfo).unwrap();
+    let (facts, rest) = text.split_once("Signature: ").unwrap();
+    assert!(facts.contains(&format!("References: {}\n", below.base_name())), "{text}");
+    let key = GuixPublicKey::parse(&world.depot.guix_public_key()).unwrap();
+    let (signature, rest) = rest.split_once('\n').unwrap();
+    assert!(key.verify_narinfo(facts, signature));
+    let words: Vec<&str> = rest.split_whitespace().collect();
+    let [_, zstd, _, "zstd", _, zstd_bytes, _, gzip, _, "gzip", _, gzip_bytes] = words[..] else {
+        panic!("{rest}");
+    };
+    for (url, bytes) in [(zstd, zstd_bytes), (gzip, gzip_bytes)] {
+        assert_eq!(fs_err::metadata(tree.join(url)).unwrap().len().to_string(), bytes);
+    }
+    let mut unpacked = Vec::new();
+    let packed = fs_err::read(tree.join(gzip)).unwrap();
+    flate2::read::GzDecoder::new(&*packed).read_to_end(&mut unpacked).unwrap();
+    assert_eq!(Sha256::of(&unpacked), third.info.nar_hash);
+    let plain = tree.join("file/below/sha256").join(promised.base32());
+    assert_eq!(fs_err::read(plain).unwrap(), b"what was promised");
+    let about = fs_err::read_to_string(tree.join("nix-cache-info")).unwrap();
+    assert!(about.starts_with("StoreDir: /gnu/store\n"));
+    assert_eq!(visible(&world), BTreeSet::from([nix]));
+}
+
+#[test]
+fn no_other_form_is_made_of_a_damaged_file() {
+    let world = World::new();
+    let guix: StorePath = path("a").to_string().replace("/nix/", "/gnu/").parse().unwrap();
+    let mut record = nar(&world.depot, &guix, &[]);
+    record.info.nar_bytes += 1;
+    let error = world.depot.make_other_forms(&record).unwrap_err();
+    assert!(matches!(error, DepotError::Damaged(_)), "{error}");
+    let mut record = nar(&world.depot, &guix, &[]);
+    let other = Sha256::of(b"something else").base32();
+    record.info.content_address = Some(format!("fixed:sha256:{other}"));
+    let error = world.depot.make_other_forms(&record).unwrap_err();
+    assert!(matches!(error, DepotError::Damaged(_)), "{error}");
+    let report = publisher(&world).publish(vec![Arc::new(record)]).unwrap();
+    assert!(matches!(report.unpublished[..], [(_, Unpublished::OtherForms(_))]));
+    assert!(
+        !world.files("public").iter().any(|name| name.ends_with(".gz") || name.ends_with(&other))
+    );
 }
 
 #[test]

@@ -19,6 +19,7 @@ fn everything_is_made_with_its_permissions_and_found_again() {
     for (name, expected) in [
         ("secrets", 0o700),
         ("secrets/signing-nix.key", 0o600),
+        ("secrets/signing-guix.key", 0o600),
         ("public", 0o755),
         ("incoming", 0o700),
         ("depot", 0o700),
@@ -28,7 +29,8 @@ fn everything_is_made_with_its_permissions_and_found_again() {
     let again = Depot::open(world.dir.path(), "other-1", [8; 32]).unwrap();
     assert_eq!(again.public_key(), world.depot.public_key());
     assert!(again.public_key().starts_with("test-1:"));
-    assert_eq!(world.files("secrets"), ["signing-nix.key"]);
+    assert_eq!(again.guix_public_key(), world.depot.guix_public_key());
+    assert_eq!(world.files("secrets"), ["signing-guix.key", "signing-nix.key"]);
     again.sync().unwrap();
 }
 
@@ -46,7 +48,7 @@ fn what_is_under_way_can_move_to_another_thread() {
 #[test]
 fn a_key_that_others_can_read_is_refused() {
     let world = World::new();
-    for name in ["secrets/signing-nix.key", "secrets"] {
+    for name in ["secrets/signing-nix.key", "secrets/signing-guix.key", "secrets"] {
         let path = world.dir.path().join(name);
         fs_err::set_permissions(&path, Permissions::from_mode(0o744)).unwrap();
         let error = Depot::open(world.dir.path(), "x", [1; 32]).unwrap_err();
