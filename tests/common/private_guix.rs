@@ -1,0 +1,199 @@
+//! A Guix of a test's own: Debian sid's, with a store and a daemon that nobody else sees.
+//!
+//! The daemon runs in a mount, a process and a network namespace. Its root is a directory that
+//! `tests/common/make_guix_root` makes once and all tests share read-only; store, state, log and
+//! configuration are in a temporary directory and are reached from outside through it. The
+//! machine's `/gnu` and `/etc/guix`, if there are any, are not touched, and nothing inside reaches
+//! a network. Everything ends with the value.
+
+use crate::wait;
+use rustix::process::{Pid, Signal, kill_process};
+use std::{
+    ffi::OsStr,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+};
+use steading::core::{derivation::Derivation, store_path::StorePath};
+use tempfile::TempDir;
+
+/// Mounts everything and runs a command there.
+const ENTER: &str = include_str!("enter_guix");
+/// The directories of a machine's own, below its temporary directory.
+const OWN: [&str; 7] = [
+    "root",
+    "gnu/store",
+    "var/guix/home",
+    "var/guix/tmp",
+    "var/guix/substitute/cache",
+    "var/log/guix",
+    "etc/guix",
+];
+/// What the derivations of tests are made with: `(make NAME SCRIPT)` and more keywords of
+/// Guix's `derivation`, over a static busybox, because Guix's own packages would have to be built.
+const PRELUDE: &str = r#"
+(use-modules (guix) (guix derivations) (srfi srfi-1) (ice-9 format))
+(define store (open-connection))
+(define busybox
+  (let ((dir (mkdtemp "/var/guix/tmp/busybox-XXXXXX")))
+    (mkdir (string-append dir "/bin"))
+    (copy-file "/bin/busybox" (string-append dir "/bin/busybox"))
+    (chmod (string-append dir "/bin/busybox") #o555)
+    (add-to-store store "busybox" #t "sha256" dir)))
+(define* (make name script #:key (inputs '()) (sources '()) (env '())
+               (outputs '("out")) hash hash-algo recursive?)
+  (derivation store name (string-append busybox "/bin/busybox")
+              (list "sh" "-c" (string-append
+                               "PATH=" busybox "/bin; bb() { busybox \"$@\"; }; " script))
+              #:system "x86_64-linux" #:inputs inputs #:sources (cons busybox sources)
+              #:env-vars env #:outputs outputs
+              #:hash hash #:hash-algo hash-algo #:recursive? recursive?))
+(define (say drv) (display (derivation-file-name drv)) (newline) drv)
+"#;
+
+/// The running daemon.
+pub(crate) struct PrivateGuix {
+    own: TempDir,
+    daemon: Child,
+}
+
+impl PrivateGuix {
+    /// Starts a daemon, or says why there can be none here.
+    pub(crate) fn start() -> Result<Self, String> {
+        base()?;
+        // The path of a Unix socket has at most 107 bytes, so the directory must be a short one.
+        let own = tempfile::Builder::new().prefix("guix").tempdir_in("/tmp").unwrap();
+        for place in OWN {
+            fs_err::create_dir_all(own.path().join(place)).unwrap();
+        }
+        let possible = enter(own.path(), "true").output().unwrap();
+        if !possible.status.success() {
+            let reason = possible.stderr.escape_ascii();
+            return Err(format!("no private Guix can be mounted: {reason}"));
+        }
+        let log = fs_err::File::create(own.path().join("var/log/guix/daemon.log")).unwrap();
+        // Its builds are confined by the namespaces that the daemon itself is in. Without a group
+        // of build users, no two daemons kill each other's processes.
+        let daemon = enter(own.path(), "guix-daemon")
+            .args(["--disable-chroot", "--substitute-urls="])
+            .stdout(Stdio::null())
+            .stderr(log.into_parts().0)
+            .spawn()
+            .unwrap();
+        let guix = Self { own, daemon };
+        let socket = guix.socket();
+        wait::until("guix-daemon listens", || UnixStream::connect(&socket).is_ok());
+        Ok(guix)
+    }
+
+    /// Returns the socket, as seen from outside.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.own.path().join("var/guix/daemon-socket/socket")
+    }
+
+    /// Returns where a file of the machine's own is, as seen from outside: a path of the store,
+    /// and what is in `/var/guix`, `/var/log/guix` and `/etc/guix`.
+    pub(crate) fn outside(&self, inside: impl AsRef<Path>) -> PathBuf {
+        self.own.path().join(inside.as_ref().strip_prefix("/").unwrap())
+    }
+
+    /// Returns a command that sees the private store and talks to the daemon.
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        enter(self.own.path(), program)
+    }
+
+    /// Runs a program in Scheme and returns what it prints.
+    pub(crate) fn scheme(&self, program: &str) -> String {
+        let file = tempfile::Builder::new()
+            .suffix(".scm")
+            .tempfile_in(self.outside("/var/guix/tmp"))
+            .unwrap();
+        fs_err::write(file.path(), program).unwrap();
+        let inside = Path::new("/var/guix/tmp").join(file.path().file_name().unwrap());
+        let output = self.command("guix").args(["repl", "--"]).arg(inside).output().unwrap();
+        assert!(output.status.success(), "{program}\n{}", output.stderr.escape_ascii());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Makes derivations in the store and returns those that the program says, in its order:
+    /// `(say (make "name" "echo content > $out"))`.
+    pub(crate) fn derivations(&self, program: &str) -> Vec<StorePath> {
+        let said = self.scheme(&format!("{PRELUDE}{program}"));
+        said.lines().map(|line| line.parse().unwrap()).collect()
+    }
+
+    /// Reads a derivation of the store.
+    pub(crate) fn derivation(&self, path: &StorePath) -> Derivation<'static> {
+        let file = self.outside(path.to_string());
+        Derivation::parse(&fs_err::read(file).unwrap()).unwrap().into_owned()
+    }
+
+    /// Makes these public keys, in Guix's own text form, the only ones that are believed, and
+    /// forgets what was learned of substitutes.
+    pub(crate) fn authorize(&self, keys: &[String]) {
+        let entries: String =
+            keys.iter().map(|key| format!("(entry {key} (tag (guix import)))\n")).collect();
+        fs_err::write(self.outside("/etc/guix/acl"), format!("(acl {entries})")).unwrap();
+        let cache = self.outside("/var/guix/substitute/cache");
+        fs_err::remove_dir_all(&cache).unwrap();
+        fs_err::create_dir(&cache).unwrap();
+    }
+
+    /// Kills the daemon and everything it started; without effect when that is done.
+    pub(crate) fn kill(&mut self) {
+        if self.daemon.try_wait().unwrap().is_some() {
+            return;
+        }
+        // The child of `unshare` is the first process of the namespace and takes all others along;
+        // `unshare` itself then ends after it, and leaves no zombie.
+        let unshare = self.daemon.id();
+        let children = format!("/proc/{unshare}/task/{unshare}/children");
+        let children = fs_err::read_to_string(children).unwrap();
+        let first = children.split_whitespace().find_map(|id| Pid::from_raw(id.parse().ok()?));
+        if let Some(first) = first {
+            kill_process(first, Signal::KILL).unwrap();
+        }
+        self.daemon.wait().unwrap();
+    }
+}
+
+impl Drop for PrivateGuix {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Returns the root directory with Guix, made when it is not there; or why it cannot be.
+fn base() -> Result<&'static Path, String> {
+    static BASE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let made = BASE.get_or_init(|| {
+        let base = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guix-root");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/make_guix_root");
+        let output = Command::new(script).arg(&base).stdin(Stdio::null()).output().unwrap();
+        if output.status.success() {
+            return Ok(base);
+        }
+        let words = output.stderr.trim_ascii_end().escape_ascii().to_string();
+        Err(words.rsplit("\\n").next().unwrap_or_default().to_owned())
+    });
+    made.as_deref().map_err(Clone::clone)
+}
+
+/// Returns a command that runs `program` in the private Guix that has `own` as its directory.
+fn enter(own: &Path, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
+        .args(["sh", "-c", ENTER, "enter"])
+        .arg(base().unwrap())
+        .arg(own)
+        .arg(program)
+        .stdin(Stdio::null())
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", "/var/guix/home")
+        .env("TMPDIR", "/var/guix/tmp")
+        .env("LC_ALL", "C.UTF-8");
+    command
+}
