@@ -448,7 +448,7 @@ async fn small_nars_are_there_before_their_files_are_and_after_a_crash_in_betwee
     }
     let unwritten = |world: &World| {
         let readers = world.coordinator.readers.clone();
-        async move { readers.read(|reader| reader.unwritten_bytes()).await.unwrap() }
+        async move { readers.read(Reader::unwritten_bytes).await.unwrap() }
     };
     let shows = |world: &World| drvs.iter().all(|drv| world.coordinator.depot.shows(&drv.out));
     assert!(unwritten(&world).await > 0);

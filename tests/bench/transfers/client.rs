@@ -79,12 +79,13 @@ impl Agent {
         }
     }
 
-    /// Returns the next attempt that is allocated, and its derivation.
-    pub(crate) async fn allocation(&mut self) -> (AttemptId, StorePath) {
+    /// Returns the next attempt that is allocated, and its derivation; `None` when the session is
+    /// over.
+    pub(crate) async fn allocation(&mut self) -> Option<(AttemptId, StorePath)> {
         loop {
-            match self.control.next::<ToAgent>().await.unwrap() {
+            match self.control.next::<ToAgent>().await? {
                 ToAgent::Allocate(allocation) => {
-                    return (allocation.attempt, allocation.derivation);
+                    return Some((allocation.attempt, allocation.derivation));
                 }
                 ToAgent::Heartbeat {} | ToAgent::LogReceived { .. } => {}
                 other => panic!("not an allocation: {other:?}"),

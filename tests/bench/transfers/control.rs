@@ -33,8 +33,8 @@ pub(crate) fn measure(bench: &Bench) -> Section {
     let mut agent = bench.runtime.block_on(Agent::join(&config, &dir, 2)).unwrap();
     farm.submit(&members);
     let (mut idle, mut busy) = bench.runtime.block_on(async {
-        let (asked, derivation) = agent.allocation().await;
-        let (sent, other) = agent.allocation().await;
+        let (asked, derivation) = agent.allocation().await.unwrap();
+        let (sent, other) = agent.allocation().await.unwrap();
         let (asked, sent) =
             if derivation == members[0].path { (asked, sent) } else { (sent, asked) };
         assert_ne!(derivation, other);

@@ -144,6 +144,7 @@ impl<'a> Farm<'a> {
             .arg(self.dir.path().join("identities").join(name))
             .args(["--builder", "direct", "--store-dir", self.store_dir().as_str()])
             .args(["--system", graph::SYSTEM, "--max-parallel-builds", &slots.to_string()])
+            .args(["--gentle-start", "0"])
             .env("STEADING_LOG", "steading=warn")
             .stdin(Stdio::null())
             .spawn()

@@ -9,11 +9,16 @@ use super::{
     measure::{Sample, cpu_of, cpu_of_this_process},
     uploads::small_content,
 };
-use std::net::SocketAddr;
-use steading::{core::id::AttemptId, telemetry::Clock};
+use std::{collections::HashMap, net::SocketAddr};
+use steading::{
+    core::{id::AttemptId, store_path::StorePath},
+    telemetry::Clock,
+};
+use tokio::{sync::mpsc, task::JoinSet};
 
-/// How many builds the client says it does at a time.
-const SLOTS: u32 = 64;
+/// How many builds a client says it does at a time, and so at most has to deliver: more than that
+/// are done by several clients.
+const SLOTS: u32 = 512;
 /// How many offers are written at once: as many as fit what agents write at once.
 const AT_ONCE: usize = 256;
 
@@ -24,29 +29,35 @@ pub(crate) fn deliver(
     count: usize,
     route: impl Fn(SocketAddr) -> SocketAddr,
 ) -> (Sample, Sample) {
-    let farm = Farm::start(bench, &["amber".to_owned()]);
+    let names: Vec<String> =
+        (0..count.div_ceil(SLOTS as usize)).map(|number| format!("amber-{number}")).collect();
+    let farm = Farm::start(bench, &names);
     let dir = farm.store_dir();
     let member =
         |number| graph::derivation(&dir, &format!("single-{number}"), "false", &["out"], &[]);
     let members: Vec<Member> = (0..count).map(member).collect();
-    let config = farm.client("amber", farm.address());
-    let mut agent = bench.runtime.block_on(Agent::join(&config, &dir, SLOTS)).unwrap();
-    farm.submit(&members);
+    let by_path: HashMap<StorePath, usize> =
+        members.iter().enumerate().map(|(n, member)| (member.path.clone(), n)).collect();
     let address = route(farm.address());
+    let (sender, mut built) = mpsc::channel(count);
+    for (client, name) in names.iter().enumerate() {
+        let config = farm.client(name, farm.address());
+        let agent = bench.runtime.block_on(Agent::join(&config, &dir, SLOTS)).unwrap();
+        bench.runtime.spawn(build_all(agent, client, sender.clone()));
+    }
+    farm.submit(&members);
     bench.runtime.block_on(async {
-        let mut attempts = Vec::new();
+        let mut work: Vec<Vec<(AttemptId, Packed)>> = vec![Vec::new(); names.len()];
         for _ in 0..count {
-            let (attempt, derivation) = agent.allocation().await;
-            agent.started(attempt).await;
-            agent.built(attempt).await;
-            attempts.push((attempt, derivation));
+            let (client, attempt, derivation) = built.recv().await.unwrap();
+            let number = by_path[&derivation];
+            let output = &members[number].outputs[0].1;
+            work[client].push((attempt, pack("out", output, small_content(number).as_bytes())));
         }
-        let packed = |(number, (attempt, derivation))| {
-            let member = members.iter().find(|member| member.path == derivation).unwrap();
-            (attempt, pack("out", &member.outputs[0].1, small_content(number).as_bytes()))
-        };
-        let work: Vec<_> = attempts.into_iter().enumerate().map(packed).collect();
-        let line = Bulk::connect(config.clone(), address).await;
+        let mut lines = Vec::new();
+        for name in &names {
+            lines.push(Bulk::connect(farm.client(name, address), address).await);
+        }
         let coordinator = farm.coordinator_pid();
         let cpu = || cpu_of(coordinator).own_s + cpu_of_this_process();
         let (before, clock) = (cpu(), Clock::start());
@@ -54,15 +65,34 @@ pub(crate) fn deliver(
             wall_s: super::measure::seconds(clock.now().mono.as_ms()),
             cpu_s: Some(cpu() - before),
         };
-        deliver_all(line, &work).await;
+        let mut deliveries = JoinSet::new();
+        for (line, work) in lines.into_iter().zip(work) {
+            deliveries.spawn(deliver_all(line, work));
+        }
+        deliveries.join_all().await;
         let committed = now();
         farm.until_published(count);
         (committed, now())
     })
 }
 
-async fn deliver_all(mut line: Bulk, mut work: &[(AttemptId, Packed)]) {
-    let (mut ahead, mut unanswered) = (1, 0);
+/// Says of every build that is allocated that it is built, as long as anybody wants to know.
+async fn build_all(
+    mut agent: Agent,
+    client: usize,
+    built: mpsc::Sender<(usize, AttemptId, StorePath)>,
+) {
+    while let Some((attempt, derivation)) = agent.allocation().await {
+        agent.started(attempt).await;
+        agent.built(attempt).await;
+        if built.send((client, attempt, derivation)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn deliver_all(mut line: Bulk, work: Vec<(AttemptId, Packed)>) {
+    let (mut ahead, mut unanswered, mut work) = (1, 0, &work[..]);
     while unanswered > 0 || !work.is_empty() {
         let (now, later) = work.split_at(work.len().min(ahead - unanswered).min(AT_ONCE));
         if !now.is_empty() {

@@ -139,10 +139,9 @@ pub(crate) fn small(bench: &Bench) -> Section {
         let bars = (Bar::Faster(5.0), Bar::None);
         let what = format!("{count} outputs in builds of {OUTPUTS_PER_BUILD}{place}");
         let until = |what: &str, series: &RefCell<Series>| {
-            let (what, none) = (format!("{what}, until published"), (Bar::None, Bar::None));
-            let mut rows = compare(&what, &series.borrow(), "", Err(""), none);
-            rows.iter_mut().for_each(|row| row.peer = Peer::Nothing);
-            rows
+            let (what, bars) = (format!("{what}, until published"), (Bar::None, Bar::None));
+            let rows = compare(&what, &series.borrow(), "", Err(""), bars);
+            rows.into_iter().map(|row| Row { peer: Peer::Nothing, ..row })
         };
         rows.extend(series.rows(&what, &peers, "export, import", bars));
         rows.extend(until(&what, &published[0]));
@@ -156,10 +155,10 @@ pub(crate) fn small(bench: &Bench) -> Section {
     let about = format!(
         "{count} outputs of a few hundred bytes. Builds of {OUTPUTS_PER_BUILD}: an agent process \
          that has built all of them while there was no coordinator; from its first report to the \
-         last commit. One per build: a client in the harness that offers each output by itself on \
-         one connection, as agents do; its processor time is that of the harness. Until published: \
-         until the last signed narinfo is visible too, from the same beginning; importing publishes \
-         nothing. {} rounds.",
+         last commit. One per build: clients in the harness, one per 512 builds, that offer each \
+         output by itself, each on one connection, as agents do; the processor time is that of the \
+         harness. Until published: until the last signed narinfo is visible too, from the same \
+         beginning; importing publishes nothing. {} rounds.",
         bench.options.rounds
     );
     Section { part: "small", about, rows }
