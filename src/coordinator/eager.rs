@@ -8,7 +8,7 @@ use super::{
     Coordinator,
     bulk::BulkEnd,
     engine_thread::EngineGone,
-    small::Unwritten,
+    small::{Unwritten, Verifiers},
     upload::{
         self, Closures, NAR_LIMITS, Planned, Prepared, Received, Refusal, conclude, prepare,
         refusal_of, stale,
@@ -144,6 +144,9 @@ struct Checked {
     verdict: Verdict,
 }
 
+/// An offer, in its place among others, and what verification says of it.
+type Looked = (usize, Known, Result<Checked, Refusal>);
+
 /// Verifies offers together and commits them with their files.
 async fn to_database(
     coordinator: &Coordinator,
@@ -153,34 +156,13 @@ async fn to_database(
     if offers.is_empty() {
         return Ok(Vec::new());
     }
-    let at = coordinator.clock.now().wall;
-    let verifiers = coordinator.transfers.small.clone();
-    let verify = move |reader: &Reader| {
-        let mut small = match verifiers.take() {
-            Ok(small) => small,
-            Err(error) => {
-                let again = |(place, known)| (place, known, Err(refusal_of(&error)));
-                return Ok(offers.into_iter().map(again).collect());
-            }
-        };
-        let checked = reader.together(|reader| {
-            let mut closures = Closures::default();
-            let mut checked = Vec::with_capacity(offers.len());
-            for (place, mut known) in offers {
-                let verified = verify(reader, &mut closures, &mut small, &mut known, at)?;
-                checked.push((place, known, verified));
-            }
-            Ok::<_, StoreError>(checked)
-        })?;
-        verifiers.put_back(small);
-        Ok::<_, StoreError>(checked)
-    };
+    let (at, verifiers) = (coordinator.clock.now().wall, coordinator.transfers.small.clone());
     // All of it on one thread at once: the bytes are there, and there are few of them.
-    let checked: Vec<(usize, Known, Result<Checked, Refusal>)> =
-        coordinator.readers.read(verify).await?;
-    let mut answers = Vec::with_capacity(checked.len());
-    let mut delivered = Vec::with_capacity(checked.len());
-    for (place, known, checked) in checked {
+    let verify = move |reader: &Reader| verify_all(reader, &verifiers, offers, at);
+    let looked: Vec<Looked> = coordinator.readers.read(verify).await?;
+    let mut answers = Vec::with_capacity(looked.len());
+    let mut delivered = Vec::with_capacity(looked.len());
+    for (place, known, checked) in looked {
         let Known { offer: Offer { attempt, .. }, room, .. } = known;
         let (delivery, refusal) = match checked {
             Ok(checked) => (delivery_of(checked), None),
@@ -201,19 +183,44 @@ async fn to_database(
         let answer = answer.await.map_err(|_| EngineGone)?;
         coordinator.transfers.staging.release(attempt);
         let is_accepted = matches!(answer, Answer::Delivered { accepted: true });
-        answers.push((
-            place,
-            match refusal {
-                Some(reason) => BulkToAgent::Refused { code: RefusalCode::Rejected, reason },
-                None if is_accepted => {
-                    room.into_iter().for_each(Unwritten::occupy);
-                    upload::committed(attempt)
-                }
-                None => stale(attempt),
-            },
-        ));
+        let said = match refusal {
+            Some(reason) => BulkToAgent::Refused { code: RefusalCode::Rejected, reason },
+            None if is_accepted => {
+                room.into_iter().for_each(Unwritten::occupy);
+                upload::committed(attempt)
+            }
+            None => stale(attempt),
+        };
+        answers.push((place, said));
     }
     Ok(answers)
+}
+
+/// Verifies offers, all of them against the database as it is now.
+fn verify_all(
+    reader: &Reader,
+    verifiers: &Verifiers,
+    offers: Vec<(usize, Known)>,
+    at: Timestamp,
+) -> Result<Vec<Looked>, StoreError> {
+    let mut small = match verifiers.take() {
+        Ok(small) => small,
+        Err(error) => {
+            let again = |(place, known)| (place, known, Err(refusal_of(&error)));
+            return Ok(offers.into_iter().map(again).collect());
+        }
+    };
+    let looked = reader.together(|reader| {
+        let mut closures = Closures::default();
+        let mut looked = Vec::with_capacity(offers.len());
+        for (place, mut known) in offers {
+            let checked = verify(reader, &mut closures, &mut small, &mut known, at)?;
+            looked.push((place, known, checked));
+        }
+        Ok::<_, StoreError>(looked)
+    })?;
+    verifiers.put_back(small);
+    Ok(looked)
 }
 
 fn delivery_of(Checked { outputs, nars, files, verdict }: Checked) -> Delivery {
