@@ -45,12 +45,12 @@ fn a_download_goes_on_where_it_was_cut_and_is_bit_exact() {
     let files = [file, nar.clone()];
     for (file, cut) in files.iter().flat_map(|file| cuts(file).map(|cut| (file, cut))) {
         let world = World::new();
-        let mut download = world.inputs.begin(&info, Some(Sha256::of(&file))).unwrap();
+        let mut download = world.inputs.begin(&info, Some(Sha256::of(file))).unwrap();
         download.take(&file[..cut]).unwrap();
         drop(download);
         let mut download = world.inputs.begun(&info).unwrap().unwrap();
         assert_eq!(download.bytes(), cut as u64);
-        assert_eq!(download.file_hash(), Some(Sha256::of(&file)));
+        assert_eq!(download.file_hash(), Some(Sha256::of(file)));
         download.take(&file[cut..]).unwrap();
         let complete = download.finish().unwrap();
         let mut read = Vec::new();

@@ -159,13 +159,12 @@ impl Spooled {
     /// Has what there is marked, while more comes.
     fn ask(&mut self) -> io::Result<()> {
         let mark = Mark { bytes: self.bytes, hash: self.hash() };
-        let flusher = match &self.flusher {
-            Some(flusher) => flusher,
-            None => {
-                let path = self.path.clone();
-                let flusher = Flusher::start(&self.file, move |mark| write_mark(&path, mark))?;
-                self.flusher.insert(flusher)
-            }
+        let flusher = if let Some(flusher) = &self.flusher {
+            flusher
+        } else {
+            let path = self.path.clone();
+            let flusher = Flusher::start(&self.file, move |mark| write_mark(&path, mark))?;
+            self.flusher.insert(flusher)
         };
         if let Some(mark) = flusher.synced()? {
             self.marked = mark.bytes;

@@ -145,6 +145,9 @@ impl<'a> Farm<'a> {
             .args(["--builder", "direct", "--store-dir", self.store_dir().as_str()])
             .args(["--system", graph::SYSTEM, "--max-parallel-builds", &slots.to_string()])
             .args(["--gentle-start", "0"])
+            // Where the files are that builds copy.
+            .arg("--sandbox-path")
+            .arg(&self.bench.scratch)
             .env("STEADING_LOG", "steading=warn")
             .stdin(Stdio::null())
             .spawn()

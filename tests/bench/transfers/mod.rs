@@ -86,8 +86,7 @@ pub(crate) fn run((name, part): Part, options: Options, program: &Path) -> Secti
         options,
         program: program.to_owned(),
         scratch: dir.path().to_owned(),
-        // As agents have it.
-        runtime: steading::ssh::runtime().unwrap(),
+        runtime: Runtime::new().unwrap(),
     };
     say(&format!("{name} …"));
     part(&bench)

@@ -52,7 +52,8 @@ fn large_file(bench: &Bench, peers: &Peers, kind: Kind, file: &Path) -> Vec<Row>
     let (near, rounds) = (farm.address(), bench.options.rounds);
     let pid = farm.start_agent("amber", near);
     // What the build leaves unwritten must not be written while its upload is committed.
-    let script = format!(r#"{{ echo "$name"; /bin/cat {}; }} > "$out"; /bin/sync"#, file.display());
+    let file_name = file.display();
+    let script = format!(r#"{{ echo "$name" && /bin/cat {file_name}; }} > "$out" && /bin/sync"#);
     let store_paths = peers.stores.as_ref().map(|stores| stores.add(&[file.to_owned()]));
     let mut measured: Vec<Measured<'_>> = vec![("ours", {
         let (farm, script) = (&farm, script.clone());
