@@ -72,7 +72,7 @@ fn coordinator(arguments: &CoordinatorArguments) -> anyhow::Result<ExitCode> {
     }
     .context("the configuration cannot be used")?;
     let listen = arguments.listen.unwrap_or(config.listen);
-    let runtime = steading::ssh::runtime().context("threads cannot be started")?;
+    let runtime = tokio::runtime::Runtime::new().context("threads cannot be started")?;
     runtime.block_on(async {
         let stop = stop_on_signal()?;
         // Not the same: agents are told of a stop before connections end.
@@ -122,7 +122,7 @@ fn run_agent(setup: &AgentSetup) -> anyhow::Result<ExitCode> {
     let settings = setup.settings().context("the agent's settings cannot be used")?;
     let (upkeep, changes) = watch::channel(settings.upkeep());
     let config = setup.config(settings, changes)?;
-    let runtime = steading::ssh::runtime().context("threads cannot be started")?;
+    let runtime = tokio::runtime::Runtime::new().context("threads cannot be started")?;
     runtime.block_on(async {
         let cancel = stop_on_signal()?;
         let mut hangup = signal(SignalKind::hangup()).context("signals cannot be received")?;

@@ -45,8 +45,7 @@ pub use sessions::Counters;
 pub use writer::{GuardedWriter, WriteError};
 
 use russh::{Preferred, SshId, cipher, compression, keys as russh_keys};
-use std::{borrow::Cow, io, sync::OnceLock, time::Duration};
-use tokio::runtime::{Builder, Runtime};
+use std::{borrow::Cow, sync::OnceLock, time::Duration};
 
 /// How both our ends introduce themselves: what the other end looks at to choose its windows.
 const SOFTWARE: &str = concat!("SSH-2.0-Steading_", env!("CARGO_PKG_VERSION"));
@@ -82,19 +81,6 @@ const OWN_PACKET_BYTES: u32 = 128 << 10;
 /// How many received messages russh keeps per channel before its task waits for room. Our own task
 /// empties the queue at once, so it holds more than a few only when the machine is very busy.
 const CHANNEL_MESSAGES_MAX: usize = 32;
-
-/// After how many steps of tasks a thread of the runtime looks for what sockets have brought. A step
-/// on a connection that carries much takes a quarter of a millisecond, and tokio's usual 61 of them
-/// would make the others wait for fifteen.
-const STEPS_BETWEEN_LOOKS: u32 = 8;
-
-/// Starts a runtime for connections of which some carry much and others must be answered soon.
-///
-/// # Errors
-/// When the system has no threads left.
-pub fn runtime() -> io::Result<Runtime> {
-    Builder::new_multi_thread().enable_all().event_interval(STEPS_BETWEEN_LOOKS).build()
-}
 
 /// The algorithms of both ends. AES-GCM alone: it costs half the CPU of what OpenSSH would choose
 /// and every OpenSSH since 6.2 has it. No compression: nars are compressed already, and

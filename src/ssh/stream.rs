@@ -21,11 +21,6 @@ use tokio::{
 /// How long what is kept may take to go out when the connection is closed.
 const LINGER_MAX: Duration = Duration::from_secs(2);
 
-/// How many bytes a connection reads before other connections have their turn: about a quarter of a
-/// millisecond of deciphering and copying. Without it, one that always has more to read keeps its
-/// thread for 128 reads, ten milliseconds in which nobody on that thread is answered.
-const TURN_BYTES_MAX: usize = 512 << 10;
-
 /// What the channels of a connection share to slow it down.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Flow {
@@ -42,15 +37,13 @@ pub(super) struct FlowStream {
     stream: TcpStream,
     gate: Arc<Gate>,
     outbox: Outbox,
-    /// How much was read since others last had their turn.
-    turn_bytes: usize,
     linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl FlowStream {
     pub(super) fn new(stream: TcpStream, flow: &Flow) -> Self {
         let outbox = Outbox::new(Arc::clone(&flow.level));
-        Self { stream, gate: Arc::clone(&flow.gate), outbox, turn_bytes: 0, linger: None }
+        Self { stream, gate: Arc::clone(&flow.gate), outbox, linger: None }
     }
 }
 
@@ -63,17 +56,7 @@ impl AsyncRead for FlowStream {
         let this = self.get_mut();
         this.outbox.drain(&mut this.stream, context)?;
         ready!(this.gate.poll_open(context));
-        if this.turn_bytes >= TURN_BYTES_MAX {
-            this.turn_bytes = 0;
-            // Behind all tasks that can go on.
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut this.stream).poll_read(context, buffer);
-        let came = buffer.filled().len().saturating_sub(before);
-        this.turn_bytes = if read.is_ready() { this.turn_bytes.saturating_add(came) } else { 0 };
-        read
+        Pin::new(&mut this.stream).poll_read(context, buffer)
     }
 }
 
