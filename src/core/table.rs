@@ -1,15 +1,25 @@
 //! Finds the index of a value by its key, which is only kept where the index points.
 //!
-//! A map that keeps the keys as well takes 30 to 40 bytes per entry, this one 5 to 11. Keys are
+//! A map that keeps the keys as well takes 30 to 40 bytes per entry, this one 6 to 12. Keys are
 //! hashes or ids, so that some of their bytes are as good as a hash of them.
+
+/// The mark of a slot that was never used, at which every search ends.
+const EMPTY: u8 = 0;
+/// The mark of a slot whose number was removed.
+const GONE: u8 = 1;
 
 /// A hash table of numbers. What it is asked with is the hash of a key; whose key it is, the caller
 /// tells. Several numbers may have the same key.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
-    /// 0 where there is nothing. The length is a power of two, or 0.
+    /// The length is a power of two, or 0.
     slots: Vec<u32>,
+    /// For each slot eight bits of the hash, so that hardly a key is looked at in vain: most of
+    /// the memory that a search touches is this.
+    marks: Vec<u8>,
     len: usize,
+    /// How many slots are marked as [`GONE`].
+    gone: usize,
 }
 
 impl Table {
@@ -28,74 +38,80 @@ impl Table {
     /// Returns all numbers that may have a key with this hash, and perhaps others: the caller
     /// compares the keys.
     pub fn candidates(&self, hash: u64) -> impl Iterator<Item = u32> {
-        let mut place = self.home(hash);
-        std::iter::from_fn(move || {
-            let number = *self.slots.get(place)?;
-            place = self.next(place);
-            Some(number).filter(|number| *number != 0)
-        })
-        .fuse()
+        self.places(hash).map(|place| self.slots[place])
     }
 
-    /// Enters a number other than 0. `hash_of` returns the hash of the key of any number that is
-    /// in the table, or enters it now.
+    /// Enters a number. `hash_of` returns the hash of the key of any number that is in the table,
+    /// or enters it now.
     pub fn insert(&mut self, number: u32, hash_of: impl Fn(u32) -> u64) {
-        debug_assert!(number != 0, "0 stands for nothing");
-        if (self.len + 1) * 4 > self.slots.len() * 3 {
-            let grown = (self.slots.len() * 2).max(8);
-            let old = std::mem::replace(&mut self.slots, vec![0; grown]);
-            for number in old.into_iter().filter(|number| *number != 0) {
-                self.place(number, hash_of(number));
+        if (self.len + self.gone + 1) * 8 > self.marks.len() * 7 {
+            let is_full = self.len * 2 >= self.marks.len();
+            let grown = (self.marks.len() << usize::from(is_full)).max(8);
+            let marks = std::mem::replace(&mut self.marks, vec![EMPTY; grown]);
+            let slots = std::mem::replace(&mut self.slots, vec![0; grown]);
+            self.gone = 0;
+            for (mark, number) in marks.into_iter().zip(slots) {
+                if mark > GONE {
+                    self.place(number, hash_of(number));
+                }
             }
         }
         self.place(number, hash_of(number));
         self.len += 1;
     }
 
-    /// Removes a number, if it is there. `hash_of` is as for [`Table::insert`].
+    /// Removes a number, if it is there. `hash_of` returns the hash of its key.
     pub fn remove(&mut self, number: u32, hash_of: impl Fn(u32) -> u64) {
-        let mut hole = self.home(hash_of(number));
-        loop {
-            match self.slots.get(hole) {
-                None | Some(0) => return,
-                Some(found) if *found == number => break,
-                Some(_) => hole = self.next(hole),
-            }
-        }
+        let found = self.places(hash_of(number)).find(|place| self.slots[*place] == number);
+        let Some(place) = found else { return };
         self.len -= 1;
-        // Whatever was put behind the hole because its place was taken moves up.
-        let mut place = self.next(hole);
-        while self.slots[place] != 0 {
-            let home = self.home(hash_of(self.slots[place]));
-            let from_home = place.wrapping_sub(home) & (self.slots.len() - 1);
-            let from_hole = place.wrapping_sub(hole) & (self.slots.len() - 1);
-            if from_home >= from_hole {
-                self.slots[hole] = self.slots[place];
-                hole = place;
-            }
-            place = self.next(place);
+        if self.marks[self.next(place)] == EMPTY {
+            self.marks[place] = EMPTY;
+        } else {
+            self.marks[place] = GONE;
+            self.gone += 1;
         }
-        self.slots[hole] = 0;
+    }
+
+    /// Returns the slots in which a number with this hash may be.
+    fn places(&self, hash: u64) -> impl Iterator<Item = usize> {
+        let (mut next, sought) = self.home(hash);
+        std::iter::from_fn(move || {
+            loop {
+                let (place, mark) = (next, *self.marks.get(next)?);
+                next = self.next(place);
+                match mark {
+                    EMPTY => return None,
+                    mark if mark == sought => return Some(place),
+                    _ => {}
+                }
+            }
+        })
+        .fuse()
     }
 
     fn place(&mut self, number: u32, hash: u64) {
-        let mut place = self.home(hash);
-        while self.slots[place] != 0 {
+        let (mut place, mark) = self.home(hash);
+        while self.marks[place] > GONE {
             place = self.next(place);
         }
+        self.gone -= usize::from(self.marks[place] == GONE);
+        self.marks[place] = mark;
         self.slots[place] = number;
     }
 
-    /// Returns where the search for a hash begins.
-    fn home(&self, hash: u64) -> usize {
+    /// Returns where the search for a hash begins, and the mark of its slot.
+    fn home(&self, hash: u64) -> (usize, u8) {
         // Fibonacci hashing: ids that count up must not lie side by side.
         let mixed = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let bits = self.slots.len().trailing_zeros();
-        usize::try_from(mixed >> 32).unwrap_or(0) >> (32 - bits.min(32))
+        let [mark, .., a, b, c, d] = mixed.to_le_bytes();
+        let bits = self.marks.len().trailing_zeros();
+        let place = u32::from_le_bytes([a, b, c, d]).checked_shr(32 - bits.min(32)).unwrap_or(0);
+        (place as usize, mark.max(GONE + 1))
     }
 
     const fn next(&self, place: usize) -> usize {
-        (place + 1) & (self.slots.len().wrapping_sub(1))
+        (place + 1) & (self.marks.len().wrapping_sub(1))
     }
 }
 
