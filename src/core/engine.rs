@@ -10,6 +10,7 @@ mod ask;
 mod contested;
 mod ignored;
 mod input;
+mod kept;
 mod lost;
 mod order;
 mod queueing;
@@ -24,6 +25,7 @@ pub use input::{
     Administered, Answer, Authority, Canceled, Decision, Delivery, Effect, Input, Inputs, Order,
     Root, Submission, Token,
 };
+pub use kept::KeptState;
 pub use restore::{LostAttempt, OpenBuild, Restoring, Saved, SavedAgent};
 pub use snapshot::{Snapshot, SnapshotAgent, SnapshotBuild};
 
@@ -96,7 +98,7 @@ pub struct Build {
     /// Its derivation.
     pub node: Ix<Node>,
     /// Where it stands.
-    pub state: BuildState,
+    pub state: KeptState,
     /// Why it exists.
     pub origin: Origin,
     /// What it has in common with the others of its submission.
@@ -281,7 +283,7 @@ impl Engine {
     /// When the event does not fit the state: callers look at the lease first.
     fn apply(&mut self, turn: &mut Turn<'_>, ix: Ix<Build>, event: BuildEvent) {
         let build = &self.builds[ix];
-        let (id, from) = (build.id, build.state.clone());
+        let (id, from) = (build.id, BuildState::clone(&build.state));
         let to = next_state(&from, event).expect("the caller checked that the event fits");
         self.unqueue(ix);
         if let Some(lease) = from.lease() {
@@ -296,7 +298,7 @@ impl Engine {
             self.deferred.remove(&(due, ix));
         }
         self.index_state(turn.now, ix, &to);
-        self.builds[ix].state = to.clone();
+        self.builds[ix].state = to.clone().into();
         if to.is_final() || to.lease().is_some() {
             // Of any other, what its inputs did meanwhile decides.
             self.show(ix);

@@ -7,7 +7,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use std::collections::BTreeMap;
 
 /// All scripts, in order. Script `n` leads from version `n` to version `n + 1`.
-const SCRIPTS: &[&str] = &[
+pub(super) const SCRIPTS: &[&str] = &[
     include_str!("../../schema/0001_initial.sql"),
     include_str!("../../schema/0002_agents.sql"),
     include_str!("../../schema/0003_leases.sql"),

@@ -187,7 +187,7 @@ impl Engine {
     /// The builder of an attempt runs.
     pub(super) fn started(&mut self, turn: &mut Turn<'_>, session: SessionId, attempt: AttemptId) {
         let Some(ix) = self.fenced(turn, session, attempt, Ignored::StaleStarted) else { return };
-        if matches!(self.builds[ix].state, BuildState::Allocated(_)) {
+        if matches!(*self.builds[ix].state, BuildState::Allocated(_)) {
             self.apply(turn, ix, BuildEvent::Started(attempt));
             Self::move_attempt(turn, attempt, AttemptState::Building);
         } else {
@@ -209,7 +209,7 @@ impl Engine {
     ) {
         let Some(ix) = self.fenced(turn, session, attempt, Ignored::StaleFinished) else { return };
         // A repeated report after a reconnect finds its build already further.
-        let receiving = matches!(self.builds[ix].state, BuildState::Receiving(_));
+        let receiving = matches!(*self.builds[ix].state, BuildState::Receiving(_));
         match outcome {
             Outcome::Built if receiving => {
                 self.ignore(Ignored::RepeatedFinished);
@@ -300,7 +300,7 @@ impl Engine {
         let anybody = self.settings.planted.is(Defect::StrangerDelivers);
         let own = |lease: &Lease| lease.agent == *agent || anybody;
         let holder = self.holder(attempt);
-        match holder.map(|ix| (ix, &self.builds[ix].state)) {
+        match holder.map(|ix| (ix, &*self.builds[ix].state)) {
             Some((ix, BuildState::Receiving(lease))) if own(lease) => {
                 self.welcome_offer(turn, token, ix);
             }
@@ -325,7 +325,7 @@ impl Engine {
 
     /// Returns the build whose outputs this agent is sending under this attempt.
     fn receiving(&mut self, agent: &Name, attempt: AttemptId) -> Option<Ix<Build>> {
-        let ix = self.holder(attempt).filter(|ix| match &self.builds[*ix].state {
+        let ix = self.holder(attempt).filter(|ix| match &*self.builds[*ix].state {
             BuildState::Receiving(lease) => {
                 lease.agent == *agent || self.settings.planted.is(Defect::StrangerDelivers)
             }

@@ -44,6 +44,6 @@ impl Engine {
 
     fn is_being_sent(&self, path: PathHash) -> bool {
         let mut builds = self.graph.makers_of(path).flat_map(|maker| self.graph.builds(maker));
-        builds.any(|ix| matches!(self.builds[*ix].state, BuildState::Receiving(_)))
+        builds.any(|ix| matches!(*self.builds[*ix].state, BuildState::Receiving(_)))
     }
 }

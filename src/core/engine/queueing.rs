@@ -59,7 +59,7 @@ impl Engine {
     /// Puts a build into its ready set, if it may start.
     fn enqueue_if_ready(&mut self, ix: Ix<Build>) {
         let node = self.graph.node(self.builds[ix].node);
-        if self.builds[ix].state == BuildState::Queued && node.is_ready() {
+        if *self.builds[ix].state == BuildState::Queued && node.is_ready() {
             let (class, rank) = (node.class, self.rank(ix));
             if !self.settings.planted.is(Defect::ReadyEntryLost) {
                 self.queue.insert(class, rank, ix);
@@ -89,7 +89,7 @@ impl Engine {
     pub(super) fn shown(&self, ix: Ix<Build>) -> ShownState {
         let build = &self.builds[ix];
         let node = self.graph.node(build.node);
-        match build.state {
+        match *build.state {
             BuildState::Deferred { .. } => ShownState::Deferred,
             BuildState::Queued if node.obstructed > 0 => ShownState::Blocked,
             BuildState::Queued if node.waiting > 0 => ShownState::Waiting,
@@ -181,7 +181,7 @@ impl Engine {
         for (ix, build) in self.builds.iter() {
             let id = build.id;
             let node = self.graph.node(build.node);
-            let ready = build.state == BuildState::Queued && node.is_ready();
+            let ready = *build.state == BuildState::Queued && node.is_ready();
             let expected = ready.then(|| self.rank(ix));
             let queued_as = build.queued_as.as_deref().copied();
             if queued_as != expected && !node.is_touched() {

@@ -133,7 +133,7 @@ impl Restoring {
         let ix = engine.enter(Build {
             id,
             node,
-            state: open.state,
+            state: open.state.into(),
             origin: open.origin,
             request,
             past,

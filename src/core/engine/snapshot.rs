@@ -72,7 +72,7 @@ impl Engine {
             .iter()
             .map(|(ix, build)| {
                 let snapshot = SnapshotBuild {
-                    state: build.state.clone(),
+                    state: BuildState::clone(&build.state),
                     shown: self.shown(ix),
                     origin: build.origin,
                     submitter: build.request.submitter.clone(),

@@ -158,7 +158,7 @@ impl Engine {
         let build = Build {
             id,
             node,
-            state: BuildState::Queued,
+            state: BuildState::Queued.into(),
             origin,
             request: Arc::clone(request),
             past: None,
@@ -190,7 +190,7 @@ impl Engine {
     /// Enters an open build everywhere.
     pub(super) fn add_open(&mut self, now: Now, build: Build, inputs: Vec<Ix<Node>>) {
         let (node, priority) = (build.node, build.request.priority);
-        let state = build.state.clone();
+        let state = BuildState::clone(&build.state);
         let ix = self.enter(build);
         self.index_state(now, ix, &state);
         self.graph.attach(node, ix, priority, inputs.into_iter());
@@ -259,7 +259,7 @@ impl Engine {
         let build = self.builds.remove(ix);
         self.tally.leaves(build.shown);
         self.lost.forget_build(ix);
-        let (result, state) = match build.state {
+        let (result, state) = match *build.state {
             BuildState::Failed { .. } => (Some(EndResult::Failed), ShownState::Failed),
             BuildState::Canceled => (None, ShownState::Canceled),
             BuildState::Succeeded { .. } => (Some(EndResult::Succeeded), ShownState::Succeeded),

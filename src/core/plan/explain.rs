@@ -114,7 +114,7 @@ pub fn explain(engine: &Engine, ix: Ix<Build>) -> Explanation {
         derivation: graph.path(build.node),
         class,
         holder: build.state.lease().map(|lease| (lease.attempt, lease.agent.clone())),
-        until: match build.state {
+        until: match *build.state {
             BuildState::Deferred { until } => Some(until),
             BuildState::Queued
             | BuildState::Allocated(_)

@@ -67,7 +67,7 @@ impl Shadow {
                 let step = step.settings.priority_step;
                 let rank = Rank::of(request.submitted, priority, step, node.height, build.id);
                 ranks.insert(build.id, rank);
-                if build.state != BuildState::Queued || !node.is_ready() {
+                if *build.state != BuildState::Queued || !node.is_ready() {
                     continue;
                 }
                 let recipe = farm.find(node.hash());

@@ -3,7 +3,7 @@
 use super::Fresh;
 use crate::{
     core::{change::Change, engine::tests::world::nar},
-    store::{BuildFilter, First, Holdings, read::builds_sql},
+    store::{BuildFilter, First, Holdings, Store, migrate::SCRIPTS, read::builds_sql},
 };
 
 #[test]
@@ -59,6 +59,29 @@ fn builds_of_several_states_come_in_order() {
         });
         assert_eq!(found.collect::<Vec<_>>(), wanted);
     }
+}
+
+#[test]
+fn what_was_held_before_the_count_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("steading.db");
+    let before = rusqlite::Connection::open(&path).unwrap();
+    for script in &SCRIPTS[..3] {
+        before.execute_batch(script).unwrap();
+    }
+    before
+        .execute_batch(
+            "INSERT INTO store_dirs VALUES (1, '/gnu/store');
+            INSERT INTO nars VALUES (zeroblob(20), 1, 'a', zeroblob(32), 120, zeroblob(32), 77, '',
+                NULL, NULL, '', 'built', 1, NULL);
+            PRAGMA user_version = 3;",
+        )
+        .unwrap();
+    drop(before);
+    let store = Store::open(&path).unwrap();
+    let held = store.reader().unwrap().holdings().unwrap();
+    assert_eq!(held, Holdings { nars: 1, bytes: 77 });
+    assert_eq!(store.integrity().unwrap(), Vec::<String>::new());
 }
 
 #[test]
