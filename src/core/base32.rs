@@ -30,9 +30,8 @@ pub fn encode_into(text: &mut String, bytes: &[u8]) {
     text.extend(digits.map(char::from));
     for [a, b, c, d, e] in groups.iter().rev() {
         let bits = u64::from_le_bytes([*a, *b, *c, *d, *e, 0, 0, 0]);
-        text.extend(
-            (0..8).rev().map(|digit| char::from(ALPHABET[(bits >> (5 * digit)) as usize & 31])),
-        );
+        let digit = |place: u32| usize::from((bits >> (5 * place)).to_le_bytes()[0] & 0x1f);
+        text.extend((0..8).rev().map(|place| char::from(ALPHABET[digit(place)])));
     }
 }
 

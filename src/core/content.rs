@@ -93,7 +93,7 @@ fn kind_with_references(kind: &str, references: &[StorePath]) -> String {
         // There, paths are ordered as their texts are.
         references.sort();
     } else {
-        references.sort_by_cached_key(|path| path.to_string());
+        references.sort_by_cached_key(ToString::to_string);
     }
     references.dedup();
     let mut joined = kind.to_owned();

@@ -17,9 +17,12 @@ impl Graph {
         for (ix, _) in self.iter().filter(|(ix, _)| is_hub(*ix)) {
             of_hubs.extend(self.dependents(ix).iter().map(|dependent| (ix, *dependent)));
         }
-        let is_listed = |input: Ix<Node>, ix: Ix<Node>| match is_hub(input) {
-            true => of_hubs.contains(&(input, ix)),
-            false => self.dependents(input).contains(&ix),
+        let is_listed = |input: Ix<Node>, ix: Ix<Node>| {
+            if is_hub(input) {
+                of_hubs.contains(&(input, ix))
+            } else {
+                self.dependents(input).contains(&ix)
+            }
         };
         for (ix, node) in self.iter() {
             let (mut waiting, mut obstructed) = (0, 0);
