@@ -104,8 +104,8 @@ impl<T: Copy> Lists<T> {
             self.relocate(list, list.len(), after, value);
         }
         list.len += 1;
-        let last = list.start as usize + list.len() - 1;
-        self.pool[last] = value;
+        let end = list.start as usize + list.len();
+        self.pool[end - 1] = value;
     }
 
     /// Takes the value at a place of the list out; the last one takes its place.
@@ -114,16 +114,16 @@ impl<T: Copy> Lists<T> {
     /// When there is no such place.
     pub fn swap_remove(&mut self, list: &mut List<T>, place: usize) {
         let values = self.get_mut(list);
-        let last = values.len() - 1;
-        let moved = values[last];
+        let left = values.len() - 1;
+        let moved = values[left];
         values[place] = moved;
-        let (before, after) = (Room::of(list.len()), Room::of(last));
-        if last == 0 {
+        let (before, after) = (Room::of(list.len()), Room::of(left));
+        if left == 0 {
             self.drop_list(list);
         } else if before.class == after.class {
             list.len -= 1;
         } else {
-            self.relocate(list, last, after, moved);
+            self.relocate(list, left, after, moved);
             list.len -= 1;
         }
     }

@@ -55,8 +55,10 @@ impl PathHash {
     /// Returns some bits of it, which are as good as a hash of it.
     #[must_use]
     pub const fn digest(&self) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = self.0;
-        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+        match self.0.first_chunk() {
+            Some(bytes) => u64::from_le_bytes(*bytes),
+            None => 0,
+        }
     }
 
     /// Returns the 32 digits of the hash part.

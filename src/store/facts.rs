@@ -109,7 +109,7 @@ impl Store {
         Ok(Some(facts))
     }
 
-    /// Reads a derivation from the columns id, hash, name, class, inputs and store_dir. Its
+    /// Reads a derivation from the columns id, hash, name, class, inputs and `store_dir`. Its
     /// outputs and its last end are not in them.
     pub(super) fn derivation(&self, row: &Row<'_>) -> Result<(i64, Facts), StoreError> {
         let class = self.known_class(row::integer(TABLE, row, 3)?, row::integer(TABLE, row, 5)?)?;

@@ -153,11 +153,14 @@ impl Store {
     }
 }
 
+/// An output and the row of its derivation.
+type OutputOf = (i64, (PathHash, Held));
+
 /// The outputs of all derivations, behind one another against the order of derivations.
 struct Outputs<'a> {
     rows: Rows<'a>,
     /// The first that was read but not yet asked for, and its derivation.
-    ahead: Option<(i64, (PathHash, Held))>,
+    ahead: Option<OutputOf>,
 }
 
 impl Outputs<'_> {
@@ -176,7 +179,7 @@ impl Outputs<'_> {
         Ok(())
     }
 
-    fn next(&mut self) -> Result<Option<(i64, (PathHash, Held))>, StoreError> {
+    fn next(&mut self) -> Result<Option<OutputOf>, StoreError> {
         if let Some(ahead) = self.ahead.take() {
             return Ok(Some(ahead));
         }

@@ -81,7 +81,7 @@ impl Store {
             dirs: BTreeMap::new(),
             classes: BTreeMap::new(),
             class_at: RefCell::default(),
-            texts: Texts::new().map_err(out_of_memory)?,
+            texts: Texts::new().map_err(|error| out_of_memory(&error))?,
             path: path.to_owned(),
             #[cfg(feature = "sim")]
             simulated: super::simulated::Simulated::default(),
@@ -225,7 +225,7 @@ fn roots(connection: &Connection) -> rusqlite::Result<BTreeMap<i64, String>> {
 }
 
 /// Returns what it is called when there is no memory to compress with.
-pub(super) fn out_of_memory(error: std::io::Error) -> StoreError {
+pub(super) fn out_of_memory(error: &std::io::Error) -> StoreError {
     StoreError::Diverged(format!("texts cannot be compressed: {error}"))
 }
 

@@ -40,7 +40,7 @@ impl Store {
             dirs: BTreeMap::new(),
             classes: BTreeMap::new(),
             class_at: RefCell::default(),
-            texts: Texts::new().map_err(out_of_memory)?,
+            texts: Texts::new().map_err(|error| out_of_memory(&error))?,
             path: PathBuf::from(name),
             simulated: Simulated { next: None, planted },
         })

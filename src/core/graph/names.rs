@@ -67,19 +67,19 @@ mod tests {
         let mut names = Names::default();
         let mut kept = Vec::new();
         for number in 0..20_000 {
-            let named = names.add(&format!("name-{number}"));
+            let one = names.add(&format!("name-{number}"));
             if number % 3 == 0 {
-                kept.push((number, named));
+                kept.push((number, one));
             } else {
-                names.forget(named);
+                names.forget(one);
             }
             if names.are_sparse() {
-                names.move_together(kept.iter_mut().map(|(_, named)| named));
+                names.move_together(kept.iter_mut().map(|(_, one)| one));
             }
         }
         assert!(names.texts.len() < 200_000, "{} bytes", names.texts.len());
-        for (number, named) in kept {
-            assert_eq!(names.get(named), format!("name-{number}"));
+        for (number, one) in kept {
+            assert_eq!(names.get(one), format!("name-{number}"));
         }
     }
 }
