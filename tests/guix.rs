@@ -2,11 +2,15 @@
 //! `guix substitute`. Skipped, and said so, where there is no Debian sid to be had.
 #![expect(clippy::unwrap_used, reason = "all of it is a test; a failure names its place")]
 
+#[path = "common/farm.rs"]
+#[expect(dead_code, reason = "another test uses the rest")]
+mod farm;
 #[path = "common/private_guix.rs"]
 mod private_guix;
 #[path = "common/wait.rs"]
 mod wait;
 
+use farm::Farm;
 use private_guix::PrivateGuix;
 use std::{
     collections::BTreeMap,
@@ -15,6 +19,7 @@ use std::{
     sync::Arc,
 };
 use steading::{
+    config::Config,
     core::{
         hash::{Sha256, hex},
         id::AttemptId,
@@ -23,19 +28,14 @@ use steading::{
         time::Timestamp,
     },
     depot::{Depot, Publisher, Unpublished, UploadRules},
-    formats::{
-        export::{ExportLimits, ExportReader, ExportSink, ExportTrailer},
-        nar::NarLimits,
-        signature::guix::{GuixPublicKey, GuixSecretKey},
-    },
+    formats::signature::guix::{GuixPublicKey, GuixSecretKey},
     protocol::bulk::OfferedOutput,
+    ssh::Role,
 };
 use tempfile::TempDir;
 
 /// How many keys and texts are compared each way.
 const SIGNATURES: usize = 200;
-const NAR_LIMITS: NarLimits =
-    NarLimits { bytes_max: 1 << 30, entries_max: 100_000, depth_max: 100 };
 
 /// Starts a Guix, or ends the test with the reason why there is none.
 macro_rules! guix_or_skip {
@@ -208,7 +208,7 @@ fn a_stock_guix_substitutes_what_is_published_when_it_believes_the_key() {
         reader.authorize(&keys);
         published.substitute(&reader, &outputs);
         for path in &outputs {
-            assert!(!reader.outside(path.to_string()).exists(), "{path} came unsigned");
+            assert!(!reader.has(path), "{path} came unsigned");
         }
     }
 
@@ -216,7 +216,7 @@ fn a_stock_guix_substitutes_what_is_published_when_it_believes_the_key() {
     let said = published.substitute(&reader, &outputs);
     for path in &outputs {
         let (there, here) = (home.outside(path.to_string()), reader.outside(path.to_string()));
-        assert!(here.exists(), "{path} was not substituted: {said}");
+        assert!(reader.has(path), "{path} was not substituted: {said}");
         assert_eq!(tree(&here), tree(&there), "{path}");
     }
     let verified = reader.command("guix").args(["gc", "--verify=contents"]).output().unwrap();
@@ -239,7 +239,7 @@ fn a_stock_guix_refuses_a_tree_that_was_tampered_with() {
     let good = fs_err::read_to_string(&narinfo).unwrap();
     let field = |name: &str| good.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
     let other_hash = format!("NarHash: {}", Sha256::of(b"wrong"));
-    let gzip = good.lines().filter(|line| line.ends_with(".nar.gz")).next_back().unwrap();
+    let gzip = good.lines().rfind(|line| line.ends_with(".nar.gz")).unwrap();
     let gzip = published.tree().join(gzip.strip_prefix("URL: ").unwrap());
     let right = fs_err::read(&gzip).unwrap();
 
@@ -247,7 +247,7 @@ fn a_stock_guix_refuses_a_tree_that_was_tampered_with() {
         let reader = PrivateGuix::start().unwrap();
         reader.authorize(&[published.depot.guix_public_key()]);
         let said = published.substitute(&reader, &outputs);
-        assert!(!reader.outside(outputs[0].to_string()).exists(), "{what}: {said}");
+        assert!(!reader.has(&outputs[0]), "{what}: {said}");
     };
     fs_err::write(&narinfo, good.replace(&field("NarHash"), &other_hash)).unwrap();
     refused("another hash under the old signature");
@@ -274,7 +274,30 @@ fn a_stock_guix_refuses_a_tree_that_was_tampered_with() {
     let reader = PrivateGuix::start().unwrap();
     reader.authorize(&[published.depot.guix_public_key()]);
     let said = published.substitute(&reader, &outputs);
-    assert!(reader.outside(outputs[0].to_string()).exists(), "{said}");
+    assert!(reader.has(&outputs[0]), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sources_of_what_is_submitted_are_published_by_the_coordinator() {
+    let home = guix_or_skip!();
+    let reader = guix_or_skip!();
+    let Some(farm) = Farm::start(&Config::default(), &[(Role::Submitter, "sue", "")]).await else {
+        return;
+    };
+    let drvs = home.derivations(r#"(say (make "thing" "echo x > $out"))"#);
+    let sources = home.derivation(&drvs[0]).input_sources;
+    assert_eq!(sources.len(), 1);
+    farm.feed("sue", "submit --closure", &home.export_stream(&drvs)).await.expect(0);
+    let tree = farm.state_dir().join("public/gnu-store");
+    let narinfo = tree.join(format!("{}.narinfo", sources[0].hash().base32()));
+    tokio::task::block_in_place(|| {
+        wait::until("the source is published", || narinfo.exists());
+    });
+    let run = farm.state_dir().join("run");
+    reader.authorize(&[fs_err::read_to_string(run.join("signing-guix.pub")).unwrap()]);
+    let said = substitute(&reader, &tree, &sources);
+    assert!(reader.has(&sources[0]), "{said}");
+    farm.stop().await;
 }
 
 /// A tree that our publisher made of paths of a real store.
@@ -296,13 +319,11 @@ impl Published {
             .unwrap();
         let depot = Depot::open(dir.path(), "farm.example.org-1", [5; 32]).unwrap();
         let mut records = Vec::new();
-        let entries = export(guix, paths);
-        let candidates: Vec<StorePath> = {
-            let mut all: Vec<_> = entries.keys().cloned().collect();
-            all.sort();
-            all
-        };
-        for (number, (path, (trailer, nar))) in (0..).zip(entries) {
+        let entries = guix.export(paths);
+        let mut candidates: Vec<_> = entries.iter().map(|(t, _)| t.path.clone()).collect();
+        candidates.sort();
+        for (number, (trailer, nar)) in (0..).zip(entries) {
+            let path = trailer.path.clone();
             let file = zstd::bulk::compress(&nar, 3).unwrap();
             let offered = OfferedOutput {
                 name: "out".to_owned(),
@@ -325,7 +346,7 @@ impl Published {
                 deriver: trailer.deriver.unwrap_or_else(|| path.clone()),
                 candidates: candidates.clone(),
                 fixed: fixed(&path),
-                limits: NAR_LIMITS,
+                limits: private_guix::NAR_LIMITS,
             };
             let mut upload = depot.upload(&rules).unwrap();
             upload.write(&file).unwrap();
@@ -350,64 +371,22 @@ impl Published {
         self.dir.path().join("public/gnu-store")
     }
 
-    /// Asks a Guix for paths with this tree as its only substituter; returns what it said. It ends
-    /// well also when it found nothing.
     fn substitute(&self, reader: &PrivateGuix, paths: &[StorePath]) -> String {
-        let output = reader
-            .command("guix")
-            .arg("build")
-            .arg(format!("--substitute-urls=file://{}", self.tree().display()))
-            .args(paths.iter().map(ToString::to_string))
-            .output()
-            .unwrap();
-        format!("{}{}", output.stdout.escape_ascii(), output.stderr.escape_ascii())
+        substitute(reader, &self.tree(), paths)
     }
 }
 
-/// Returns the closure of paths, with their nars.
-fn export(
-    guix: &PrivateGuix,
-    paths: &[StorePath],
-) -> BTreeMap<StorePath, (ExportTrailer, Vec<u8>)> {
-    let quoted: Vec<String> = paths.iter().map(|path| format!("\"{path}\"")).collect();
-    let file = "/var/guix/tmp/export";
-    guix.scheme(&format!(
-        "(use-modules (guix))
-         (define store (open-connection))
-         (call-with-output-file \"{file}\"
-           (lambda (port)
-             (export-paths store (list {}) port #:sign? #f #:recursive? #t)))",
-        quoted.join(" ")
-    ));
-    let mut entries = Entries::default();
-    let mut reader = ExportReader::new(ExportLimits { nar: NAR_LIMITS, entries_max: 100 });
-    reader.feed(&fs_err::read(guix.outside(file)).unwrap(), &mut entries).unwrap();
-    reader.finish::<()>().unwrap();
-    entries.whole
-}
-
-/// What an export stream had in it.
-#[derive(Default)]
-struct Entries {
-    nar: Vec<u8>,
-    whole: BTreeMap<StorePath, (ExportTrailer, Vec<u8>)>,
-}
-
-impl ExportSink for Entries {
-    type Error = ();
-    fn entry_begin(&mut self) -> Result<(), ()> {
-        self.nar.clear();
-        Ok(())
-    }
-    fn nar(&mut self, bytes: &[u8]) -> Result<(), ()> {
-        self.nar.extend_from_slice(bytes);
-        Ok(())
-    }
-    fn entry_end(&mut self, trailer: ExportTrailer) -> Result<(), ()> {
-        let nar = std::mem::take(&mut self.nar);
-        self.whole.insert(trailer.path.clone(), (trailer, nar));
-        Ok(())
-    }
+/// Asks a Guix for paths with this tree as its only substituter; returns what it said. It ends well
+/// also when it found nothing.
+fn substitute(reader: &PrivateGuix, tree: &Path, paths: &[StorePath]) -> String {
+    let output = reader
+        .command("guix")
+        .arg("build")
+        .arg(format!("--substitute-urls=file://{}", tree.display()))
+        .args(paths.iter().map(ToString::to_string))
+        .output()
+        .unwrap();
+    format!("{}{}", output.stdout.escape_ascii(), output.stderr.escape_ascii())
 }
 
 /// Returns all that is below a path, with contents.

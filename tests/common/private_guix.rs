@@ -15,9 +15,18 @@ use std::{
     process::{Child, Command, Stdio},
     sync::OnceLock,
 };
-use steading::core::{derivation::Derivation, store_path::StorePath};
+use steading::{
+    core::{derivation::Derivation, store_path::StorePath},
+    formats::{
+        export::{ExportLimits, ExportReader, ExportSink, ExportTrailer},
+        nar::NarLimits,
+    },
+};
 use tempfile::TempDir;
 
+/// What the nars of tests may ask.
+pub(crate) const NAR_LIMITS: NarLimits =
+    NarLimits { bytes_max: 1 << 30, entries_max: 100_000, depth_max: 100 };
 /// Mounts everything and runs a command there.
 const ENTER: &str = include_str!("enter_guix");
 /// The directories of a machine's own, below its temporary directory.
@@ -129,11 +138,43 @@ impl PrivateGuix {
         Derivation::parse(&fs_err::read(file).unwrap()).unwrap().into_owned()
     }
 
+    /// Tells whether a path is valid. Its file alone says nothing: what was refused may lie there.
+    pub(crate) fn has(&self, path: &StorePath) -> bool {
+        let said = self.scheme(&format!(
+            "(use-modules (guix)) (display (valid-path? (open-connection) \"{path}\"))"
+        ));
+        said == "#t"
+    }
+
+    /// Returns the closure of paths with their nars, references first.
+    pub(crate) fn export(&self, paths: &[StorePath]) -> Vec<(ExportTrailer, Vec<u8>)> {
+        let mut entries = Entries::default();
+        let mut reader = ExportReader::new(ExportLimits { nar: NAR_LIMITS, entries_max: 100 });
+        reader.feed(&self.export_stream(paths), &mut entries).unwrap();
+        reader.finish::<()>().unwrap();
+        entries.whole
+    }
+
+    /// Returns the closure of paths as an export stream without signatures.
+    pub(crate) fn export_stream(&self, paths: &[StorePath]) -> Vec<u8> {
+        let quoted: Vec<String> = paths.iter().map(|path| format!("\"{path}\"")).collect();
+        let file = "/var/guix/tmp/export";
+        self.scheme(&format!(
+            "(use-modules (guix))
+             (define store (open-connection))
+             (call-with-output-file \"{file}\"
+               (lambda (port)
+                 (export-paths store (list {}) port #:sign? #f #:recursive? #t)))",
+            quoted.join(" ")
+        ));
+        fs_err::read(self.outside(file)).unwrap()
+    }
+
     /// Makes these public keys, in Guix's own text form, the only ones that are believed, and
     /// forgets what was learned of substitutes.
     pub(crate) fn authorize(&self, keys: &[String]) {
-        let entries: String =
-            keys.iter().map(|key| format!("(entry {key} (tag (guix import)))\n")).collect();
+        let entry = |key: &String| format!("(entry {key} (tag (guix import)))");
+        let entries = keys.iter().map(entry).collect::<Vec<_>>().join("\n");
         fs_err::write(self.outside("/etc/guix/acl"), format!("(acl {entries})")).unwrap();
         let cache = self.outside("/var/guix/substitute/cache");
         fs_err::remove_dir_all(&cache).unwrap();
@@ -161,6 +202,29 @@ impl PrivateGuix {
 impl Drop for PrivateGuix {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// What an export stream had in it.
+#[derive(Default)]
+struct Entries {
+    nar: Vec<u8>,
+    whole: Vec<(ExportTrailer, Vec<u8>)>,
+}
+
+impl ExportSink for Entries {
+    type Error = ();
+    fn entry_begin(&mut self) -> Result<(), ()> {
+        self.nar.clear();
+        Ok(())
+    }
+    fn nar(&mut self, bytes: &[u8]) -> Result<(), ()> {
+        self.nar.extend_from_slice(bytes);
+        Ok(())
+    }
+    fn entry_end(&mut self, trailer: ExportTrailer) -> Result<(), ()> {
+        self.whole.push((trailer, std::mem::take(&mut self.nar)));
+        Ok(())
     }
 }
 

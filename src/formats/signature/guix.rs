@@ -1,6 +1,6 @@
 //! Keys and signatures of the Guix dialect: S-expressions around deterministic ECDSA on Ed25519.
 //!
-//! This is not EdDSA, although the curve is the same: keys have no `(flags eddsa)`, and the
+//! This is not `EdDSA`, although the curve is the same: keys have no `(flags eddsa)`, and the
 //! secret is a number rather than a seed. The texts are those of `guix archive --generate-key`,
 //! `/etc/guix/acl` and `guix authenticate`. Source: Guix `guix/pki.scm`, `guix/narinfo.scm`,
 //! guile-gcrypt `gcrypt/pk-crypto.scm`; for the numbers see [`ecdsa`].

@@ -6,6 +6,10 @@
 //! the first 253 bits count. What depends on the secret is computed in constant time; points and
 //! numbers that become part of a signature are public.
 //! Source: libgcrypt `cipher/ecc-ecdsa.c` and `cipher/dsa-common.c`.
+#![expect(
+    clippy::arithmetic_side_effects,
+    reason = "arithmetic modulo a prime neither overflows nor panics"
+)]
 
 use crate::core::hash::Sha256;
 use crypto_bigint::{U256, const_prime_monty_params, modular::ConstMontyForm};

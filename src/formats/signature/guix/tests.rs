@@ -41,7 +41,7 @@ fn what_is_no_key_is_refused() {
     assert_eq!(error(&flagged), GuixKeyError::Unsupported);
     assert_eq!(error(&public.replace("(q #", "(q #00")), GuixKeyError::Damaged);
     // y = 2 is on no point; y = 2²⁵⁵ − 18 is another text for y = 1.
-    for bytes in ["02".repeat(1) + &"00".repeat(31), "ee".to_owned() + &"ff".repeat(30) + "7f"] {
+    for bytes in [format!("02{}", "00".repeat(31)), format!("ee{}7f", "ff".repeat(30))] {
         let text = format!("(public-key (ecc (curve Ed25519) (q #{bytes}#)))");
         assert_eq!(error(&text), GuixKeyError::Damaged, "{bytes}");
     }
