@@ -1,8 +1,8 @@
 //! How a derivation is built on this machine.
 //!
 //! This room owns the ways in which an attempt reaches something that builds: the Unix socket of a
-//! stock Nix daemon ([`nix`]), and an executor of its own for machines that have neither Nix nor
-//! Guix ([`direct`]). It never decides what is built or when, talks to no coordinator, and keeps
+//! stock Nix daemon ([`nix`]) or Guix daemon ([`guix`]), and an executor of its own for machines
+//! that have neither ([`direct`]). It never decides what is built or when, talks to no coordinator, and keeps
 //! no queue.
 //!
 //! The entry point is [`open`], which returns a [`Builder`]. Everything here blocks: it is called
@@ -15,7 +15,9 @@
     clippy::expect_used
 )]
 
+mod daemon;
 pub mod direct;
+pub mod guix;
 pub mod nix;
 pub mod processes;
 pub mod tree;
@@ -186,8 +188,8 @@ pub enum BuilderError {
     /// An earlier error left the connection in the middle of a message.
     #[error("the connection to the daemon was given up after an earlier error: open another")]
     GivenUp,
-    /// What answered speaks another protocol.
-    #[error("this is no Nix daemon: {0}")]
+    /// What answered speaks another protocol than the one asked for.
+    #[error("this is not the daemon that was expected: {0}")]
     Dialect(String),
     /// The daemon's bytes break its protocol.
     #[error("the daemon broke its protocol: {0}")]

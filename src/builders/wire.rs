@@ -113,6 +113,37 @@ impl<S: Read + Write> Wire<S> {
         self.put_u64(0)
     }
 
+    /// Adds `length` bytes of `source` as they are.
+    ///
+    /// # Errors
+    /// As for [`Wire::put_framed`].
+    pub fn put_stream(&mut self, length: u64, source: &mut dyn Read) -> Result<(), WireError> {
+        let mut source = source.take(length);
+        let mut chunk = vec![0u8; CHUNK_BYTES];
+        loop {
+            let count = read_some(&mut source, &mut chunk).map_err(WireError::Source)?;
+            let Some(bytes) = chunk.get(..count).filter(|bytes| !bytes.is_empty()) else { break };
+            self.put_raw(bytes)?;
+        }
+        if source.limit() == 0 {
+            Ok(())
+        } else {
+            Err(WireError::Source(io::ErrorKind::UnexpectedEof.into()))
+        }
+    }
+
+    /// Adds a string of at most `max` bytes of `source`, as many as come at once; an empty one at its
+    /// end.
+    ///
+    /// # Errors
+    /// [`WireError::Source`] when the source fails, as for [`Wire::put_u64`] otherwise.
+    pub fn put_piece(&mut self, max: u64, source: &mut dyn Read) -> Result<(), WireError> {
+        let length = usize::try_from(max).unwrap_or(usize::MAX).min(CHUNK_BYTES);
+        let mut chunk = vec![0u8; length];
+        let count = read_some(source, &mut chunk).map_err(WireError::Source)?;
+        self.put_bytes(chunk.get(..count).unwrap_or_default())
+    }
+
     /// Writes what was added.
     ///
     /// # Errors
@@ -202,6 +233,15 @@ impl<S: Read + Write> Wire<S> {
             left = left.saturating_sub(wide(count));
         }
         Ok(())
+    }
+
+    /// Copies a string whose length was read to `sink`.
+    ///
+    /// # Errors
+    /// As for [`Wire::copy_to`], and [`WireError::Padding`].
+    pub fn copy_string_to(&mut self, length: u64, sink: &mut dyn Write) -> Result<(), WireError> {
+        self.copy_to(length, sink)?;
+        self.skip_padding(length)
     }
 
     /// Adds raw bytes to the request, and writes it when it has grown long.

@@ -162,6 +162,33 @@ pub fn entry_trailer(
     references: &[StorePath],
     deriver: Option<&StorePath>,
 ) -> Vec<u8> {
+    let mut out = entry_facts(path, references, deriver);
+    out.extend_from_slice(&NO_MORE.to_le_bytes());
+    out
+}
+
+/// Returns what stands behind the nar of an entry that bears a signature of Guix's kind: over the
+/// SHA-256 of the nar and the [`entry_facts`].
+#[must_use]
+pub fn signed_entry_trailer(
+    path: &StorePath,
+    references: &[StorePath],
+    deriver: Option<&StorePath>,
+    signature: &str,
+) -> Vec<u8> {
+    let mut out = entry_facts(path, references, deriver);
+    out.extend_from_slice(&MORE.to_le_bytes());
+    put_string(&mut out, signature.as_bytes());
+    out
+}
+
+/// Returns what is said of a path behind its nar, which a signature covers together with the nar.
+#[must_use]
+pub fn entry_facts(
+    path: &StorePath,
+    references: &[StorePath],
+    deriver: Option<&StorePath>,
+) -> Vec<u8> {
     let references = sorted(references.iter().map(StorePath::to_string));
     let mut out = Vec::with_capacity(references.len().saturating_add(4).saturating_mul(96));
     out.extend_from_slice(&MAGIC.to_le_bytes());
@@ -171,7 +198,6 @@ pub fn entry_trailer(
         put_string(&mut out, reference.as_bytes());
     }
     put_string(&mut out, deriver.map(StorePath::to_string).unwrap_or_default().as_bytes());
-    out.extend_from_slice(&NO_MORE.to_le_bytes());
     out
 }
 

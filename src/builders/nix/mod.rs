@@ -3,13 +3,21 @@
 //! Known to work with the daemons of Nix 2.8 (protocol 1.34) to 2.34 (1.38). The operations and
 //! their layouts are those of Nix `src/libstore/daemon.cc` (`performOp`).
 
-mod connection;
 mod result;
 
-pub use connection::Trust;
+pub use super::daemon::Trust;
 pub(crate) use result::says_disk_full;
+pub(super) use result::{number_after, shortened};
 
-use super::{BuildOrder, Builder, BuilderError, Substituters, wire::WireError};
+use super::{
+    BuildOrder, Builder, BuilderError, Substituters,
+    daemon::{
+        ANSWER_MAX, Connection, Dialect, GRACE, GcAction, ITEMS_MAX, Kept, LOG_DELAY_MAX,
+        PATHS_MAX, Patience, TEXT_BYTES_MAX, WORD_BYTES_MAX, add_temp_roots, check_store, collect,
+        later, plain, put_paths, read_path, read_paths, whole_seconds,
+    },
+    wire::WireError,
+};
 use crate::{
     core::{
         hash::Sha256,
@@ -19,9 +27,6 @@ use crate::{
     },
     telemetry::{self, Clock},
 };
-use connection::{
-    ANSWER_MAX, Connection, PATHS_MAX, Patience, TEXT_BYTES_MAX, WORD_BYTES_MAX, later, plain,
-};
 use std::{
     collections::BTreeSet,
     env, io,
@@ -30,27 +35,13 @@ use std::{
     time::Duration,
 };
 
-/// How long a log line may take from the daemon to us, when it is asked whether a build was silent.
-const LOG_DELAY_MAX: Duration = Duration::from_millis(500);
-/// How much longer than its limits a build may take before the daemon, which enforces them, is
-/// given up: it kills what the build started and collects the log first.
-const GRACE: Duration = Duration::from_mins(1);
-/// The most references, signatures or built outputs of one path.
-const ITEMS_MAX: u64 = 100_000;
-
-/// How long a daemon may say nothing while it collects garbage: finding out what is alive in a
-/// store of terabytes on a slow disk takes an hour.
-const COLLECTION_MAX: Duration = Duration::from_hours(4);
-
 /// Where a Nix daemon listens unless it was told otherwise.
 const SOCKET: &str = "/nix/var/nix/daemon-socket/socket";
 
 /// The operations (`WorkerProto::Op`).
 mod op {
     pub(super) const BUILD_PATHS: u64 = 9;
-    pub(super) const ADD_TEMP_ROOT: u64 = 11;
     pub(super) const SET_OPTIONS: u64 = 19;
-    pub(super) const COLLECT_GARBAGE: u64 = 20;
     pub(super) const QUERY_PATH_INFO: u64 = 26;
     pub(super) const QUERY_VALID_PATHS: u64 = 31;
     pub(super) const BUILD_DERIVATION: u64 = 36;
@@ -70,8 +61,7 @@ pub struct Nix {
     socket: PathBuf,
     store_dir: StoreDir,
     clock: Clock,
-    /// Absent once an error left it in the middle of a message.
-    connection: Option<Connection>,
+    connection: Kept,
 }
 
 /// Whether the daemon may fetch instead of build.
@@ -104,20 +94,20 @@ impl Nix {
     /// [`BuilderError::Unreachable`] or [`BuilderError::Dialect`].
     pub fn connect(socket: &Path, store_dir: StoreDir) -> Result<Self, BuilderError> {
         let clock = Clock::start();
-        let connection = Connection::open(socket, clock)?;
-        Ok(Self { socket: socket.to_owned(), store_dir, clock, connection: Some(connection) })
+        let connection = Kept::new(Connection::open(socket, clock, Dialect::Nix)?);
+        Ok(Self { socket: socket.to_owned(), store_dir, clock, connection })
     }
 
     /// Returns what the daemon says of its version, for people.
     #[must_use]
     pub fn version(&self) -> Option<&str> {
-        self.connection.as_ref()?.version.as_deref()
+        self.connection.get()?.version.as_deref()
     }
 
     /// Returns whether the daemon trusts this process's user.
     #[must_use]
     pub fn trust(&self) -> Trust {
-        self.connection.as_ref().map_or(Trust::Unknown, |connection| connection.trust)
+        self.connection.get().map_or(Trust::Unknown, |connection| connection.trust)
     }
 
     /// Takes in a path only if the daemon believes one of its signatures, whoever brings it.
@@ -139,8 +129,8 @@ impl Nix {
         info: &PathInfo,
         nar: &mut dyn Read,
     ) -> Result<(), BuilderError> {
-        self.check(std::slice::from_ref(&info.path))?;
-        self.with(|connection| {
+        check_store(&self.store_dir, std::slice::from_ref(&info.path))?;
+        self.connection.with(|connection| {
             put_info(connection, signatures, info)?;
             connection.wire.put_framed(info.nar_bytes, nar).map_err(|error| match error {
                 WireError::Source(source) => {
@@ -150,32 +140,6 @@ impl Nix {
             })?;
             connection.answer(&mut |_| {})
         })
-    }
-
-    /// Lets `request` use the connection, and keeps it only when it is whole afterwards.
-    fn with<T>(
-        &mut self,
-        request: impl FnOnce(&mut Connection) -> Result<T, BuilderError>,
-    ) -> Result<T, BuilderError> {
-        let mut connection = self.connection.take().ok_or(BuilderError::GivenUp)?;
-        let result = request(&mut connection);
-        // A refusal of the daemon is a complete answer; after everything else the position in the
-        // stream is unknown.
-        if matches!(result, Ok(_) | Err(BuilderError::Daemon(_))) {
-            self.connection = Some(connection);
-        }
-        result
-    }
-
-    /// Refuses paths of other stores before the daemon does so less clearly.
-    fn check(&self, paths: &[StorePath]) -> Result<(), BuilderError> {
-        match paths.iter().find(|path| path.dir() != &self.store_dir) {
-            Some(path) => Err(BuilderError::OtherStore {
-                path: path.clone(),
-                store_dir: self.store_dir.clone(),
-            }),
-            None => Ok(()),
-        }
     }
 
     /// Lets the daemon fetch paths of one kind, over a connection of its own: a daemon looks at its
@@ -188,7 +152,7 @@ impl Nix {
         if paths.is_empty() {
             return Ok(());
         }
-        let mut connection = Connection::open(&self.socket, self.clock)?;
+        let mut connection = Connection::open(&self.socket, self.clock, Dialect::Nix)?;
         let options = Options { substitution: Substitution::On(substituters), ..Options::NONE };
         let mut request = || {
             set_options(&mut connection, options)?;
@@ -225,7 +189,7 @@ impl Nix {
             deadline: order.timeout.map(|t| later(clock.now().mono, with_grace(t))),
             silence: order.max_silent.map(with_grace),
         };
-        self.with(|connection| {
+        self.connection.with(|connection| {
             set_options(connection, options)?;
             put_derivation(connection, order)?;
             connection.wire.stream().patience = patience;
@@ -260,8 +224,8 @@ impl Builder for Nix {
     }
 
     fn valid(&mut self, paths: &[StorePath]) -> Result<BTreeSet<StorePath>, BuilderError> {
-        self.check(paths)?;
-        self.with(|connection| {
+        check_store(&self.store_dir, paths)?;
+        self.connection.with(|connection| {
             connection.wire.put_u64(op::QUERY_VALID_PATHS)?;
             put_paths(connection, paths)?;
             connection.wire.put_u64(0)?; // do not substitute
@@ -271,7 +235,7 @@ impl Builder for Nix {
     }
 
     fn substitute(&mut self, paths: &[StorePath], from: &Substituters) -> Result<(), BuilderError> {
-        self.check(paths)?;
+        check_store(&self.store_dir, paths)?;
         let (derivations, others): (Vec<_>, Vec<_>) =
             paths.iter().cloned().partition(StorePath::is_derivation);
         self.substitute_from(&derivations, from.derivations.as_deref())?;
@@ -288,8 +252,8 @@ impl Builder for Nix {
     }
 
     fn path_info(&mut self, path: &StorePath) -> Result<Option<PathInfo>, BuilderError> {
-        self.check(std::slice::from_ref(path))?;
-        self.with(|connection| {
+        check_store(&self.store_dir, std::slice::from_ref(path))?;
+        self.connection.with(|connection| {
             connection.wire.put_u64(op::QUERY_PATH_INFO)?;
             connection.wire.put_bytes(path.to_string().as_bytes())?;
             connection.answer(&mut |_| {})?;
@@ -303,7 +267,7 @@ impl Builder for Nix {
     fn dump(&mut self, path: &StorePath, sink: &mut dyn Write) -> Result<(), BuilderError> {
         // The nar comes without its length, so the record of the path must tell it.
         let info = self.path_info(path)?.ok_or_else(|| BuilderError::NotValid(path.clone()))?;
-        self.with(|connection| {
+        self.connection.with(|connection| {
             connection.wire.put_u64(op::NAR_FROM_PATH)?;
             connection.wire.put_bytes(path.to_string().as_bytes())?;
             connection.answer(&mut |_| {})?;
@@ -317,9 +281,9 @@ impl Builder for Nix {
     fn remove(&mut self, paths: &[StorePath]) -> Result<(), BuilderError> {
         for path in self.valid(paths)? {
             let these = std::slice::from_ref(&path);
-            let result = self.with(|connection| {
-                put_collection(connection, GcAction::DeleteThese, these, u64::MAX)
-            });
+            let result = self
+                .connection
+                .with(|connection| collect(connection, GcAction::DeleteThese, these, u64::MAX));
             match result {
                 Err(BuilderError::Daemon(reason)) => {
                     return Err(BuilderError::OutputsPresent { path, reason });
@@ -331,27 +295,12 @@ impl Builder for Nix {
     }
 
     fn collect(&mut self, bytes: u64) -> Result<u64, BuilderError> {
-        self.with(|connection| {
-            connection.wire.stream().patience =
-                Patience { deadline: None, silence: Some(COLLECTION_MAX) };
-            let freed = put_collection(connection, GcAction::DeleteDead, &[], bytes)?;
-            connection.wire.stream().patience =
-                Patience { deadline: None, silence: Some(ANSWER_MAX) };
-            Ok(freed)
-        })
+        self.connection.with(|connection| collect(connection, GcAction::DeleteDead, &[], bytes))
     }
 
     fn root(&mut self, paths: &[StorePath]) -> Result<(), BuilderError> {
-        self.check(paths)?;
-        self.with(|connection| {
-            for path in paths {
-                connection.wire.put_u64(op::ADD_TEMP_ROOT)?;
-                connection.wire.put_bytes(path.to_string().as_bytes())?;
-                connection.answer(&mut |_| {})?;
-                connection.wire.u64()?;
-            }
-            Ok(())
-        })
+        check_store(&self.store_dir, paths)?;
+        self.connection.with(|connection| add_temp_roots(connection, paths))
     }
 
     fn build(
@@ -359,9 +308,9 @@ impl Builder for Nix {
         order: &BuildOrder<'_>,
         log: &mut dyn FnMut(&[u8]),
     ) -> Result<Outcome, BuilderError> {
-        self.check(std::slice::from_ref(order.drv_path))?;
-        self.check(order.input_paths)?;
-        let trust = self.connection.as_ref().ok_or(BuilderError::GivenUp)?.trust;
+        check_store(&self.store_dir, std::slice::from_ref(order.drv_path))?;
+        check_store(&self.store_dir, order.input_paths)?;
+        let trust = self.connection.get().ok_or(BuilderError::GivenUp)?.trust;
         if trust == Trust::Untrusted && order.derivation.fixed_output().is_none() {
             return Ok(Outcome::SetupFailed(SetupFailure::Refused(
                 "the Nix daemon builds single derivations for trusted users only: \
@@ -389,40 +338,6 @@ impl Builder for Nix {
             result => result,
         }
     }
-}
-
-/// What a request to collect garbage is for (`GCOptions::GCAction`).
-#[derive(Debug, Clone, Copy)]
-enum GcAction {
-    /// Delete what nothing needs.
-    DeleteDead,
-    /// Delete the named paths, and fail where something needs one.
-    DeleteThese,
-}
-
-/// Asks the daemon to delete paths, and returns how many bytes that freed.
-fn put_collection(
-    connection: &mut Connection,
-    action: GcAction,
-    paths: &[StorePath],
-    bytes_max: u64,
-) -> Result<u64, BuilderError> {
-    connection.wire.put_u64(op::COLLECT_GARBAGE)?;
-    connection.wire.put_u64(match action {
-        GcAction::DeleteDead => 2,
-        GcAction::DeleteThese => 3,
-    })?;
-    put_paths(connection, paths)?;
-    connection.wire.put_u64(0)?; // do not ignore that something is alive
-    connection.wire.put_u64(bytes_max)?;
-    for _ in 0..3 {
-        connection.wire.put_u64(0)?; // obsolete
-    }
-    connection.answer(&mut |_| {})?;
-    connection.wire.list(PATHS_MAX, WORD_BYTES_MAX)?; // what was deleted
-    let freed = connection.wire.u64()?;
-    connection.wire.u64()?; // obsolete
-    Ok(freed)
 }
 
 /// Sets what the daemon may do for the next request.
@@ -456,11 +371,6 @@ fn set_options(connection: &mut Connection, options: Options<'_>) -> Result<(), 
         wire.put_bytes(value.as_bytes())?;
     }
     connection.answer(&mut |_| {})
-}
-
-/// Returns a limit in whole seconds, as the daemon counts them: rounded up, because 0 means none.
-fn whole_seconds(limit: Duration) -> u64 {
-    limit.as_secs().saturating_add(u64::from(limit.subsec_nanos() > 0)).max(1)
 }
 
 /// Writes the request to build a derivation whose inputs are given as paths (`BasicDerivation`).
@@ -562,20 +472,4 @@ fn read_info(connection: &mut Connection, path: &StorePath) -> Result<PathInfo, 
         signatures: signatures.into_iter().map(text).collect::<Result<_, _>>()?,
         content_address: Some(text(content_address)?).filter(|text| !text.is_empty()),
     })
-}
-
-/// Writes a list of paths.
-fn put_paths(connection: &mut Connection, paths: &[StorePath]) -> Result<(), BuilderError> {
-    Ok(connection.wire.put_list(paths.iter().map(ToString::to_string))?)
-}
-
-/// Reads a list of at most `max` paths.
-fn read_paths(connection: &mut Connection, max: u64) -> Result<Vec<StorePath>, BuilderError> {
-    let paths = connection.wire.list(max, WORD_BYTES_MAX)?;
-    paths.iter().map(|path| read_path(path)).collect()
-}
-
-/// Reads a path from the daemon's bytes.
-fn read_path(bytes: &[u8]) -> Result<StorePath, BuilderError> {
-    StorePath::from_bytes(bytes).map_err(|error| BuilderError::Protocol(error.to_string()))
 }

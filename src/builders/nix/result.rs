@@ -85,7 +85,7 @@ fn without_log(text: &str) -> String {
 }
 
 /// Returns the number that follows `mark`.
-fn number_after(text: &str, mark: &str) -> Option<i32> {
+pub(in crate::builders) fn number_after(text: &str, mark: &str) -> Option<i32> {
     let (_, rest) = text.split_once(mark)?;
     let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
     rest.get(..end)?.parse().ok()
@@ -98,7 +98,7 @@ fn word_after(text: &str, mark: &str) -> Option<String> {
 }
 
 /// Returns at most 2,000 characters of a text.
-fn shortened(text: &str) -> String {
+pub(in crate::builders) fn shortened(text: &str) -> String {
     text.trim().chars().take(2_000).collect()
 }
 

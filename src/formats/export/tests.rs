@@ -94,6 +94,21 @@ fn a_signed_entry_tells_what_is_signed() {
 }
 
 #[test]
+fn what_is_written_with_a_signature_reads_back() {
+    let (nar, own) = (file().nar(), path(1, "self"));
+    let references = [own.clone(), path(0, "other")];
+    let mut stream = entry_begin().to_vec();
+    stream.extend_from_slice(&nar);
+    stream.extend_from_slice(&signed_entry_trailer(&own, &references, None, "(signature)"));
+    stream.extend_from_slice(&stream_end());
+    let read = read(&stream, 9).unwrap();
+    let trailer = &read.entries[0].1;
+    assert_eq!(trailer.signature.as_deref(), Some(&b"(signature)"[..]));
+    let signed = [nar, entry_facts(&own, &references, None)].concat();
+    assert_eq!(trailer.signed_hash, Sha256::of(&signed));
+}
+
+#[test]
 fn an_empty_input_is_told_from_an_empty_stream() {
     assert!(matches!(read(b"", 1), Err(ExportError::Empty)));
     assert!(matches!(read(&[0; 4], 1), Err(ExportError::Truncated { entry: 1 })));

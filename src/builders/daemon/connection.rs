@@ -1,12 +1,16 @@
-//! One connection to a Nix daemon: the handshake, and the messages that precede every answer.
+//! One connection to a daemon: the handshake, and the messages that precede every answer.
 //!
-//! Source: Nix `src/libstore/worker-protocol.hh`, `src/libstore/daemon.cc`.
+//! Source: Nix `src/libstore/worker-protocol.hh`, `src/libstore/daemon.cc`; Guix
+//! `nix/libstore/worker-protocol.hh`, `nix/nix-daemon/nix-daemon.cc`.
 
-use super::super::{
-    BuilderError,
-    wire::{Wire, WireError},
+use crate::{
+    builders::{
+        BuilderError,
+        wire::{Wire, WireError},
+    },
+    core::time::Monotonic,
+    telemetry::Clock,
 };
-use crate::{core::time::Monotonic, telemetry::Clock};
 use std::{
     io::{self, Read, Write},
     os::unix::net::UnixStream,
@@ -28,13 +32,17 @@ const MINOR_OURS: u64 = 35;
 const MINOR_MIN: u64 = 32;
 /// Guix counts on from here since it left Nix (`nix/libstore/worker-protocol.hh`).
 const MINOR_GUIX: u64 = 0x60;
+/// The minor version announced to Guix, which is that of 2022; that of Guix 1.5 has one more.
+const MINOR_GUIX_OURS: u64 = 0x63;
+/// The oldest one understood there: the first whose options have the form written here.
+const MINOR_GUIX_MIN: u64 = 0x61;
 
 /// The longest text kept of a message or of a log line, in bytes; the rest is dropped.
-pub(super) const TEXT_BYTES_MAX: u64 = 1024 * 1024;
+pub(in crate::builders) const TEXT_BYTES_MAX: u64 = 1024 * 1024;
 /// The longest path, hash or signature, in bytes.
-pub(super) const WORD_BYTES_MAX: u64 = 4096;
+pub(in crate::builders) const WORD_BYTES_MAX: u64 = 4096;
 /// The most store paths in one answer.
-pub(super) const PATHS_MAX: u64 = 1_000_000;
+pub(in crate::builders) const PATHS_MAX: u64 = 1_000_000;
 /// The most fields of one message; real ones have up to four.
 const FIELDS_MAX: u64 = 64;
 /// The most locations of one error; real ones have up to a few hundred, in evaluations.
@@ -44,7 +52,7 @@ const TRACES_MAX: u64 = 10_000;
 const SLICE: Duration = Duration::from_secs(1);
 /// How long a daemon may say nothing outside builds: collecting garbage holds a lock over
 /// everything, and takes minutes on large stores.
-pub(super) const ANSWER_MAX: Duration = Duration::from_mins(15);
+pub(in crate::builders) const ANSWER_MAX: Duration = Duration::from_mins(15);
 
 /// The stream of a log line in a `RESULT` message (`resBuildLogLine`).
 const RESULT_BUILD_LOG_LINE: u64 = 101;
@@ -62,21 +70,30 @@ pub enum Trust {
     Untrusted,
 }
 
+/// What a daemon speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::builders) enum Dialect {
+    /// That of Nix.
+    Nix,
+    /// That of Guix: messages are texts in any fragments, errors a text and a number.
+    Guix,
+}
+
 /// When a read gives up.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(in crate::builders) struct Patience {
     /// The end of all waiting.
-    pub(super) deadline: Option<Monotonic>,
+    pub(in crate::builders) deadline: Option<Monotonic>,
     /// How long no byte may come.
-    pub(super) silence: Option<Duration>,
+    pub(in crate::builders) silence: Option<Duration>,
 }
 
 /// A socket that waits for bytes no longer than its patience.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(in crate::builders) struct Line {
     socket: UnixStream,
     clock: Clock,
-    pub(super) patience: Patience,
+    pub(in crate::builders) patience: Patience,
 }
 
 impl Line {
@@ -125,22 +142,27 @@ impl Write for Line {
 }
 
 /// Returns the moment that much later.
-pub(super) fn later(moment: Monotonic, duration: Duration) -> Monotonic {
+pub(in crate::builders) fn later(moment: Monotonic, duration: Duration) -> Monotonic {
     moment.plus_ms(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// A connection whose handshake is done.
 #[derive(Debug)]
-pub(super) struct Connection {
-    pub(super) wire: Wire<Line>,
-    pub(super) trust: Trust,
+pub(in crate::builders) struct Connection {
+    pub(in crate::builders) wire: Wire<Line>,
+    pub(in crate::builders) trust: Trust,
     /// What the daemon says of its version; nothing where it is too old to say it.
-    pub(super) version: Option<String>,
+    pub(in crate::builders) version: Option<String>,
+    dialect: Dialect,
 }
 
 impl Connection {
     /// Connects and shakes hands.
-    pub(super) fn open(socket: &Path, clock: Clock) -> Result<Self, BuilderError> {
+    pub(in crate::builders) fn open(
+        socket: &Path,
+        clock: Clock,
+        dialect: Dialect,
+    ) -> Result<Self, BuilderError> {
         let unreachable = |source| BuilderError::Unreachable { socket: socket.to_owned(), source };
         let stream = UnixStream::connect(socket).map_err(unreachable)?;
         stream.set_read_timeout(Some(SLICE)).map_err(unreachable)?;
@@ -154,44 +176,69 @@ impl Connection {
             return Err(BuilderError::Dialect(format!("it greets with {magic:#x}")));
         }
         let version = wire.u64()?;
-        let minor = Self::agree(version)?;
-        wire.put_u64(MAJOR | MINOR_OURS)?;
+        let minor = Self::agree(version, dialect)?;
+        let ours = match dialect {
+            Dialect::Nix => MINOR_OURS,
+            Dialect::Guix => MINOR_GUIX_OURS,
+        };
+        wire.put_u64(MAJOR | ours)?;
         wire.put_u64(0)?; // no processor affinity, obsolete
         wire.put_u64(0)?; // no space to reserve, obsolete
         wire.flush()?;
-        let version = if minor >= 33 { Some(plain(&wire.text(WORD_BYTES_MAX)?)) } else { None };
-        let trust = match if minor >= 35 { wire.u64()? } else { 0 } {
+        // The numbers of the two dialects are not to be compared with each other.
+        let since = |first: u64| dialect == Dialect::Nix && minor >= first;
+        let version = if since(33) { Some(plain(&wire.text(WORD_BYTES_MAX)?)) } else { None };
+        let trust = match if since(35) { wire.u64()? } else { 0 } {
             1 => Trust::Trusted,
             2 => Trust::Untrusted,
             _ => Trust::Unknown,
         };
-        let mut connection = Self { wire, trust, version };
+        let mut connection = Self { wire, trust, version, dialect };
         connection.answer(&mut |_| {})?;
         Ok(connection)
     }
 
     /// Returns the minor version to speak with a daemon of this version.
-    fn agree(version: u64) -> Result<u64, BuilderError> {
+    fn agree(version: u64, dialect: Dialect) -> Result<u64, BuilderError> {
         let (major, minor) = (version & 0xff00, version & 0xff);
         if major != MAJOR {
             return Err(BuilderError::Dialect(format!("it speaks version {version:#x}")));
         }
-        if minor >= MINOR_GUIX {
-            return Err(BuilderError::Dialect(format!(
+        match dialect {
+            Dialect::Nix if minor >= MINOR_GUIX => Err(BuilderError::Dialect(format!(
                 "it is a Guix daemon (version {version:#x}): give the socket of nix-daemon"
-            )));
-        }
-        if minor < MINOR_MIN {
-            return Err(BuilderError::Dialect(format!(
+            ))),
+            Dialect::Nix if minor < MINOR_MIN => Err(BuilderError::Dialect(format!(
                 "it is too old (version 1.{minor}): Nix 2.4 or later is needed"
-            )));
+            ))),
+            Dialect::Nix => Ok(minor.min(MINOR_OURS)),
+            Dialect::Guix if minor < MINOR_GUIX => Err(BuilderError::Dialect(format!(
+                "it is a Nix daemon (version {version:#x}): give the socket of guix-daemon"
+            ))),
+            Dialect::Guix if minor < MINOR_GUIX_MIN => Err(BuilderError::Dialect(format!(
+                "it is too old (version {version:#x}): Guix 1.0 or later is needed"
+            ))),
+            Dialect::Guix => Ok(minor.min(MINOR_GUIX_OURS)),
         }
-        Ok(minor.min(MINOR_OURS))
     }
 
     /// Sends the request and reads the messages up to the answer, which the caller reads next.
     /// What a build prints goes to `log`.
-    pub(super) fn answer(&mut self, log: &mut dyn FnMut(&[u8])) -> Result<(), BuilderError> {
+    pub(in crate::builders) fn answer(
+        &mut self,
+        log: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), BuilderError> {
+        self.answer_with(&mut io::empty(), &mut io::sink(), log)
+    }
+
+    /// The same for requests in whose course the daemon asks for bytes, which are those of
+    /// `source`, or tells some, which go to `sink`.
+    pub(in crate::builders) fn answer_with(
+        &mut self,
+        source: &mut dyn Read,
+        sink: &mut dyn Write,
+        log: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), BuilderError> {
         self.wire.flush()?;
         loop {
             match self.wire.u64()? {
@@ -199,13 +246,24 @@ impl Connection {
                 0x616c_7473 => return Ok(()),
                 // ERROR
                 0x6378_7470 => return Err(BuilderError::Daemon(self.error()?)),
-                // NEXT: a message of the daemon itself.
+                // NEXT: a message of the daemon itself, in Guix also what is built.
                 0x6f6c_6d67 => {
                     let text = self.wire.text(TEXT_BYTES_MAX)?;
                     log(&text);
-                    if !text.ends_with(b"\n") {
+                    if self.dialect == Dialect::Nix && !text.ends_with(b"\n") {
                         log(b"\n");
                     }
+                }
+                // READ: at most so many bytes are wanted.
+                0x6461_7461 => {
+                    let max = self.wire.u64()?;
+                    self.wire.put_piece(max, source)?;
+                    self.wire.flush()?;
+                }
+                // WRITE
+                0x6461_7416 => {
+                    let length = self.wire.u64()?;
+                    self.wire.copy_string_to(length, sink)?;
                 }
                 // START: activity, level, type, text, fields, parent.
                 0x5354_5254 => {
@@ -256,8 +314,13 @@ impl Connection {
         Ok(first)
     }
 
-    /// Reads an error (since 1.26) and returns its text without colors.
+    /// Reads an error (Nix: since 1.26) and returns its text without colors.
     fn error(&mut self) -> Result<String, BuilderError> {
+        if self.dialect == Dialect::Guix {
+            let text = self.wire.text(TEXT_BYTES_MAX)?;
+            self.wire.u64()?; // status: what `guix build` would exit with
+            return Ok(plain(&text));
+        }
         self.wire.text(WORD_BYTES_MAX)?; // always "Error"
         self.wire.u64()?; // level
         self.wire.text(WORD_BYTES_MAX)?; // name, obsolete
@@ -283,7 +346,7 @@ impl From<WireError> for BuilderError {
 }
 
 /// Returns the text of a message: without terminal sequences, and with what is not UTF-8 replaced.
-pub(super) fn plain(text: &[u8]) -> String {
+pub(in crate::builders) fn plain(text: &[u8]) -> String {
     let mut kept = Vec::with_capacity(text.len());
     let mut bytes = text.iter().copied();
     while let Some(byte) = bytes.next() {
@@ -309,7 +372,7 @@ mod tests {
     use std::{os::unix::net::UnixListener, thread};
 
     /// Connects to a daemon that greets with this version and then says `rest`.
-    fn greeted(version: u64, rest: Vec<u8>) -> Result<Trust, BuilderError> {
+    fn greeted(dialect: Dialect, version: u64, rest: Vec<u8>) -> Result<Trust, BuilderError> {
         let place = tempfile::tempdir().unwrap();
         let socket = place.path().join("socket");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -324,15 +387,24 @@ mod tests {
             // Reads what the client says, so that it never writes into a closed socket.
             io::copy(&mut stream, &mut io::sink()).unwrap();
         });
-        let result = Connection::open(&socket, Clock::start()).map(|connection| connection.trust);
+        let result = Connection::open(&socket, Clock::start(), dialect);
+        let result = result.map(|connection| connection.trust);
         daemon.join().unwrap();
         result
     }
 
     #[test]
     fn a_guix_daemon_is_told_apart() {
-        let error = greeted(0x164, Vec::new()).unwrap_err();
+        let error = greeted(Dialect::Nix, 0x164, Vec::new()).unwrap_err();
         assert!(matches!(&error, BuilderError::Dialect(text) if text.contains("Guix")), "{error}");
+        let error = greeted(Dialect::Guix, 0x126, Vec::new()).unwrap_err();
+        assert!(matches!(&error, BuilderError::Dialect(text) if text.contains("Nix")), "{error}");
+    }
+
+    #[test]
+    fn guix_1_5_says_nothing_of_itself() {
+        let rest = 0x616c_7473u64.to_le_bytes().to_vec();
+        assert_eq!(greeted(Dialect::Guix, 0x164, rest).unwrap(), Trust::Unknown);
     }
 
     #[test]
@@ -342,18 +414,18 @@ mod tests {
         rest.extend_from_slice(b"2.34.8\0\0");
         rest.extend_from_slice(&2u64.to_le_bytes());
         rest.extend_from_slice(&0x616c_7473u64.to_le_bytes());
-        assert_eq!(greeted(0x126, rest).unwrap(), Trust::Untrusted);
+        assert_eq!(greeted(Dialect::Nix, 0x126, rest).unwrap(), Trust::Untrusted);
     }
 
     #[test]
     fn a_daemon_that_hangs_up_is_lost() {
-        assert!(matches!(greeted(0x122, Vec::new()), Err(BuilderError::Lost(_))));
+        assert!(matches!(greeted(Dialect::Nix, 0x122, Vec::new()), Err(BuilderError::Lost(_))));
     }
 
     #[test]
     fn no_daemon_is_unreachable() {
         let place = tempfile::tempdir().unwrap();
-        let result = Connection::open(&place.path().join("socket"), Clock::start());
+        let result = Connection::open(&place.path().join("socket"), Clock::start(), Dialect::Nix);
         assert!(matches!(result, Err(BuilderError::Unreachable { .. })));
     }
 
