@@ -344,7 +344,7 @@ impl Published {
                 attempt: AttemptId::from_bytes([number; 16]),
                 expected: &offered,
                 deriver: trailer.deriver.unwrap_or_else(|| path.clone()),
-                candidates: candidates.clone(),
+                candidates: candidates.clone().into(),
                 fixed: fixed(&path),
                 limits: private_guix::NAR_LIMITS,
             };
