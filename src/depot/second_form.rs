@@ -127,7 +127,10 @@ fn write_once(
     name.push(".new");
     let new = place.with_file_name(name);
     let mut file = fs_err::File::create(&new)?;
-    write(&mut file)?;
+    if let Err(error) = write(&mut file) {
+        fs_err::remove_file(&new)?;
+        return Err(error);
+    }
     set_mode(&new, WRITTEN_ONCE)?;
     file.sync_all()?;
     Ok(fs_err::rename(new, place)?)

@@ -257,7 +257,8 @@ pub(crate) fn turn(dir: &Path) {
         let session = SessionId(1);
         let attempt = one.attempt;
         let agent = "amber".parse().unwrap();
-        let delivery = Delivery::Verified { outputs, nars, verdict: Verdict::Agreed };
+        let delivery =
+            Delivery::Verified { outputs, nars, files: Vec::new(), verdict: Verdict::Agreed };
         let inputs = [
             Input::Started { session, attempt },
             Input::Finished { session, attempt, outcome: Outcome::Built },
@@ -336,6 +337,7 @@ fn in_memory(dir: &Path, number: usize) {
             let delivery = Delivery::Verified {
                 outputs: vec![output],
                 nars: vec![nar],
+                files: Vec::new(),
                 verdict: Verdict::Agreed,
             };
             let agent = "amber".parse().unwrap();
