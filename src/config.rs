@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | `listen` | address and port | `[::]:2222` | where the coordinator listens; port 0 picks one |
 //! | `strategy` | `basic`, `derivation-ordered` | `basic` | when an input holds a build back |
+//! | `outputs` | `take`, `record` | `take` | whether the nars of outputs are taken, or only their hashes and sizes noted, and nothing published |
 //! | `priority-step` | minutes | 5 | how much waiting one point of priority is worth |
 //! | `lease` | seconds | 1200 | how long an agent may be away before its builds go to others |
 //! | `quarantine-after` | builds, 0 to 255 | 5 | how many builds in a row must end through an agent's fault until it gets no more; 0: never |
@@ -20,7 +21,7 @@
 //! The file is read at start; a change needs a restart.
 
 use crate::{
-    core::{engine::Settings, plan::Strategy, store_path::StoreDir},
+    core::{engine::Settings, outcome::OutputPolicy, plan::Strategy, store_path::StoreDir},
     depot::PublishPolicy,
 };
 use fs_err as fs;
@@ -34,6 +35,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// When an input holds a build back.
     pub strategy: Strategy,
+    /// What becomes of outputs.
+    pub outputs: OutputPolicy,
     /// How many minutes of waiting one point of priority is worth.
     pub priority_step: u32,
     /// How long an agent may be away before its builds go to others, in seconds.
@@ -66,6 +69,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([0u16; 8], 2222)),
             strategy: Strategy::default(),
+            outputs: OutputPolicy::default(),
             priority_step: 5,
             lease: 1_200,
             quarantine_after: 5,
@@ -126,6 +130,7 @@ impl Config {
     pub fn settings(&self) -> Settings {
         Settings {
             strategy: self.strategy,
+            outputs: self.outputs,
             priority_step: i64::from(self.priority_step),
             lease_ms: u64::from(self.lease) * 1_000,
             quarantine_after: self.quarantine_after,
@@ -162,7 +167,8 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let config = parse(
-            "listen = '127.0.0.1:0'\nstrategy = 'derivation-ordered'\npriority-step = 1\n\
+            "listen = '127.0.0.1:0'\nstrategy = 'derivation-ordered'\noutputs = 'record'\n\
+             priority-step = 1\n\
              lease = 60\nquarantine-after = 3\nlog-cap = 65536\nlog-keep-days = 7\n\
              log-keep-bytes = 1\nmin-free = 9\nsigning-key-name = 'farm-2'\n\
              uploads-max = 3\nuploads-per-agent-max = 2\nstaged-gib-max = 1\n\
@@ -170,6 +176,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.strategy, Strategy::DerivationOrdered);
+        assert_eq!(config.settings().outputs, OutputPolicy::Record);
         assert_eq!(config.settings().lease_ms, 60_000);
         assert_eq!(config.settings().quarantine_after, 3);
         let logs = (config.log_cap, config.log_keep_days, config.log_keep_bytes);

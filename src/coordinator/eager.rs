@@ -11,7 +11,7 @@ use super::{
     small::{Unwritten, Verifiers},
     upload::{
         self, Closures, NAR_LIMITS, Planned, Prepared, Received, Refusal, conclude, prepare,
-        refusal_of, stale,
+        recorded, refusal_of, stale,
     },
 };
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
         change::{NarFile, NarRecord, Verdict},
         engine::{Answer, Delivery, Input},
         id::{AttemptId, Name},
+        outcome::OutputPolicy,
         store_path::StorePath,
         time::Timestamp,
     },
@@ -94,8 +95,10 @@ pub(super) async fn receive(
         };
         answers.push(None);
         let room = &coordinator.transfers.unwritten;
-        let room = if offer.is_small() { room.reserve(offer.file_bytes()) } else { None };
-        let list = if room.is_some() { &mut together } else { &mut alone };
+        let is_kept = coordinator.outputs == OutputPolicy::Take;
+        let fits = is_kept && offer.is_small();
+        let room = if fits { room.reserve(offer.file_bytes()) } else { None };
+        let list = if room.is_some() || !is_kept { &mut together } else { &mut alone };
         list.push((place, Known { offer, deriver, room }));
     }
     let alone: Vec<_> = alone
@@ -158,7 +161,8 @@ async fn to_database(
     }
     let (at, verifiers) = (coordinator.clock.now().wall, coordinator.transfers.small.clone());
     // All of it on one thread at once: the bytes are there, and there are few of them.
-    let verify = move |reader: &Reader| verify_all(reader, &verifiers, offers, at);
+    let policy = coordinator.outputs;
+    let verify = move |reader: &Reader| verify_all(reader, &verifiers, policy, offers, at);
     let looked: Vec<Looked> = coordinator.readers.read(verify).await?;
     let mut answers = Vec::with_capacity(looked.len());
     let mut delivered = Vec::with_capacity(looked.len());
@@ -200,6 +204,7 @@ async fn to_database(
 fn verify_all(
     reader: &Reader,
     verifiers: &Verifiers,
+    policy: OutputPolicy,
     offers: Vec<(usize, Known)>,
     at: Timestamp,
 ) -> Result<Vec<Looked>, StoreError> {
@@ -214,7 +219,10 @@ fn verify_all(
         let mut closures = Closures::default();
         let mut looked = Vec::with_capacity(offers.len());
         for (place, mut known) in offers {
-            let checked = verify(reader, &mut closures, &mut small, &mut known, at)?;
+            let checked = match policy {
+                OutputPolicy::Take => verify(reader, &mut closures, &mut small, &mut known, at)?,
+                OutputPolicy::Record => note(reader, &mut known)?,
+            };
             looked.push((place, known, checked));
         }
         Ok::<_, StoreError>(looked)
@@ -226,6 +234,20 @@ fn verify_all(
 fn delivery_of(Checked { outputs, nars, files, verdict }: Checked) -> Delivery {
     let outputs = outputs.into_iter().map(Planned::record).collect();
     Delivery::Verified { outputs, nars, files, verdict }
+}
+
+/// Takes the agent's word for one offer.
+fn note(
+    reader: &Reader,
+    Known { offer, deriver, .. }: &mut Known,
+) -> Result<Result<Checked, Refusal>, StoreError> {
+    let noted = recorded(reader, deriver, std::mem::take(&mut offer.outputs))?;
+    Ok(noted.map(|Received { outputs, verdict, .. }| Checked {
+        outputs,
+        nars: Vec::new(),
+        files: Vec::new(),
+        verdict,
+    }))
 }
 
 /// Verifies one offer.

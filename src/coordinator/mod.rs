@@ -33,6 +33,7 @@ use crate::{
     core::{
         build::ShownState,
         id::{AttemptId, BuildId},
+        outcome::OutputPolicy,
     },
     depot::Depot,
     ssh::Monitor,
@@ -61,6 +62,8 @@ pub struct Coordinator {
     pub logs: Logs,
     /// How full the disk is.
     pub pressure: Pressure,
+    /// What becomes of outputs.
+    pub outputs: OutputPolicy,
     /// What goes on.
     pub activity: Activity,
     /// Where builds come to rest: final, or blocked.

@@ -134,7 +134,7 @@ pub async fn start(
     pressure::room_to_start(state_dir, &cancel).await.map_err(unusable)?;
     let pressure = Pressure::new(state_dir, config.min_free, clock);
     let database = state_dir.join("steading.db");
-    let store = Store::open(&database)?;
+    let store = Store::open(&database)?.with_outputs(config.outputs);
     let depot = open_depot(state_dir, config)?;
     let (publish, publishing) = publishing::queue();
     let publish_again = publish.weak();
@@ -188,6 +188,7 @@ pub async fn start(
         transfers,
         logs,
         pressure,
+        outputs: config.outputs,
         activity: Activity::default(),
         rested,
         allocated,

@@ -15,6 +15,7 @@ use crate::{
         engine::{Answer, Delivery, Input},
         hash::Sha256,
         id::{AttemptId, Name},
+        outcome::OutputPolicy,
         path_info::PathInfo,
         store_path::{PathHash, StorePath},
     },
@@ -121,6 +122,9 @@ pub(super) async fn receive(
     let Some(deriver) = channel.meanwhile(&mut signs, asked).await?? else {
         return channel.say(&stale(attempt)).await;
     };
+    if coordinator.outputs == OutputPolicy::Record {
+        return record(coordinator, agent, channel, (attempt, deriver, outputs), &mut signs).await;
+    }
     let path = deriver.clone();
     let preparing = coordinator
         .readers
@@ -138,10 +142,45 @@ pub(super) async fn receive(
     channel.say(&answer).await
 }
 
+/// Asks for no file of an offer, and commits what it says.
+async fn record(
+    coordinator: &Coordinator,
+    agent: &Name,
+    channel: &mut BulkChannel,
+    (attempt, deriver, outputs): (AttemptId, StorePath, Vec<OfferedOutput>),
+    signs: &mut Signs,
+) -> Result<(), BulkEnd> {
+    let plan = vec![OutputPlan::Held; outputs.len()];
+    let checking = coordinator.readers.read(move |reader| recorded(reader, &deriver, outputs));
+    let received = channel.meanwhile(signs, checking).await??;
+    if received.is_ok() {
+        channel.say(&BulkToAgent::Plan { outputs: plan, signs: signs.are_wanted() }).await?;
+    }
+    let concluding = conclude(coordinator.clone(), agent.clone(), attempt, received);
+    let answer = channel.meanwhile(signs, tokio::spawn(concluding)).await?.expect(NO_PANIC)?;
+    channel.say(&answer).await
+}
+
+/// Returns what is noted of an offer when no nars are taken: all its outputs, on the agent's word.
+pub(super) fn recorded(
+    reader: &Reader,
+    deriver: &StorePath,
+    offered: Vec<OfferedOutput>,
+) -> Result<Result<Received, Refusal>, StoreError> {
+    let outputs = reader.outputs_of(deriver.hash())?;
+    let expected = outputs.iter().map(|(name, path)| (name.as_str(), path));
+    if let Err(reason) = check_names(expected, &offered) {
+        return Ok(Err(Refusal::Reject(reason)));
+    }
+    let planned = |offered| Planned { offered, held: None, disputed: Vec::new() };
+    let outputs = offered.into_iter().map(planned).collect();
+    Ok(Ok(Received { outputs, nars: Vec::new(), verdict: Verdict::Agreed }))
+}
+
 /// What was received of an offer, and is all right.
 pub(super) struct Received {
     pub(super) outputs: Vec<Planned>,
-    /// Of the outputs that were not held.
+    /// Of the outputs that were to be taken.
     pub(super) nars: Vec<VerifiedNar>,
     pub(super) verdict: Verdict,
 }
@@ -276,7 +315,8 @@ pub(super) fn prepare(
         Ok(derivation) => derivation,
         Err(error) => return lost(format!("{path} cannot be read: {}", telemetry::chain(&error))),
     };
-    if let Err(reason) = check_names(&derivation, &offered) {
+    let expected = derivation.outputs.iter().map(|output| (output.name.as_str(), &output.path));
+    if let Err(reason) = check_names(expected, &offered) {
         return Ok(Err(Refusal::Reject(reason)));
     }
     let direct = match direct_inputs(reader, &derivation) {
@@ -307,12 +347,14 @@ pub(super) fn prepare(
 }
 
 /// Checks that exactly the outputs of the derivation are offered, under their paths.
-fn check_names(derivation: &Derivation<'_>, offered: &[OfferedOutput]) -> Result<(), String> {
+fn check_names<'a>(
+    expected: impl Iterator<Item = (&'a str, &'a StorePath)>,
+    offered: &[OfferedOutput],
+) -> Result<(), String> {
     if offered.len() > OFFERED_OUTPUTS_MAX {
         return Err(format!("more than {OFFERED_OUTPUTS_MAX} outputs were offered"));
     }
-    let mut expected: BTreeMap<&str, &StorePath> =
-        derivation.outputs.iter().map(|output| (output.name.as_str(), &output.path)).collect();
+    let mut expected: BTreeMap<&str, &StorePath> = expected.collect();
     for output in offered {
         match expected.remove(output.name.as_str()) {
             Some(path) if *path == output.info.path => {}

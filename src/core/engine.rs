@@ -37,6 +37,7 @@ use super::{
     defect::{Defect, Planted},
     graph::{Graph, Node},
     id::{AttemptId, BuildId, Name},
+    outcome::OutputPolicy,
     plan::{Class, ClassIx, Queue, Rank, Strategy},
     retry,
     table::Table,
@@ -52,6 +53,8 @@ use std::{
 pub struct Settings {
     /// When an input holds a build back.
     pub strategy: Strategy,
+    /// What becomes of outputs.
+    pub outputs: OutputPolicy,
     /// How many minutes of waiting one point of priority is worth.
     pub priority_step: i64,
     /// How long an agent may be away before its builds go to others, in milliseconds.
@@ -67,6 +70,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             strategy: Strategy::default(),
+            outputs: OutputPolicy::default(),
             priority_step: 5,
             lease_ms: 20 * 60 * 1_000,
             quarantine_after: 5,

@@ -6,6 +6,18 @@
 
 use super::store_path::StorePath;
 
+/// What becomes of the outputs of a build that succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OutputPolicy {
+    /// Their nars are taken, verified and published; an output is available when it is held.
+    #[default]
+    Take,
+    /// Their hashes and sizes are noted on the agent's word and no nar is taken; an output is
+    /// available when an attempt that succeeded has made it. For farms that only test.
+    Record,
+}
+
 /// A failure of the build itself.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]

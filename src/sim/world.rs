@@ -84,7 +84,8 @@ impl World {
         let strategy = *chance.pick(&[Strategy::Basic, Strategy::DerivationOrdered]);
         let lease_ms = chance.between(100, 400) * 1_000;
         let quarantine_after = *chance.pick(&[0, 3, 5]);
-        let settings = Settings { strategy, priority_step: 5, lease_ms, quarantine_after, planted };
+        let settings =
+            Settings { strategy, lease_ms, quarantine_after, planted, ..Settings::default() };
         let farm = Farm::plant(&mut chance, Timestamp::from_ms(START_MS));
         let weather = Weather::of(&mut chance);
         let count = chance.between(1, 4);

@@ -5,6 +5,7 @@ use crate::core::{
     engine::{Inputs, Root},
     graph::{EndResult, Facts, Held, LastEnd},
     id::{BuildId, Name},
+    outcome::{AttemptEnd, OutputPolicy},
     plan::Class,
     store_path::PathHash,
     time::Timestamp,
@@ -153,14 +154,21 @@ impl Store {
         let mut select = self
             .connection
             .prepare_cached(
-                "SELECT o.path, EXISTS (SELECT 1 FROM nars n WHERE n.path = o.path),
+                "SELECT o.path, EXISTS (SELECT 1 FROM nars n WHERE n.path = o.path)
+                        OR (:recorded AND EXISTS (SELECT 1 FROM attempt_outputs made
+                            JOIN attempts a ON a.id = made.attempt
+                            WHERE made.path = o.path AND a.ended = :succeeded)),
                     EXISTS (SELECT 1 FROM missing_outputs m WHERE m.path = o.path)
                  FROM derivation_outputs o WHERE o.derivation = :derivation
                  ORDER BY o.position LIMIT 10000",
             )
             .map_err(doing("read outputs"))?;
         let mut rows = select
-            .query(named_params! { ":derivation": derivation })
+            .query(named_params! {
+                ":derivation": derivation,
+                ":recorded": self.outputs == OutputPolicy::Record,
+                ":succeeded": AttemptEnd::Succeeded.word(),
+            })
             .map_err(doing("read outputs"))?;
         while let Some(row) = rows.next().map_err(doing("read outputs"))? {
             facts.outputs.push(read_output(row, 0)?);

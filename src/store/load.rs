@@ -9,7 +9,7 @@ use crate::core::{
     engine::{Engine, LostAttempt, OpenBuild, Restoring, Settings},
     graph::{Facts, Held},
     id::{AttemptId, BuildId},
-    outcome::AttemptEnd,
+    outcome::{AttemptEnd, OutputPolicy},
     store_path::PathHash,
     time::{Now, Timestamp},
 };
@@ -107,12 +107,19 @@ impl Store {
         let mut outputs = self
             .connection
             .prepare(
-                "SELECT o.derivation, o.path, EXISTS (SELECT 1 FROM nars n WHERE n.path = o.path),
+                "SELECT o.derivation, o.path, EXISTS (SELECT 1 FROM nars n WHERE n.path = o.path)
+                        OR (:recorded AND EXISTS (SELECT 1 FROM attempt_outputs made
+                            JOIN attempts a ON a.id = made.attempt
+                            WHERE made.path = o.path AND a.ended = :succeeded)),
                     EXISTS (SELECT 1 FROM missing_outputs m WHERE m.path = o.path)
                  FROM derivation_outputs o ORDER BY o.derivation DESC, o.position DESC LIMIT -1",
             )
             .map_err(&sql)?;
-        let mut outputs = Outputs { rows: outputs.query([]).map_err(&sql)?, ahead: None };
+        let recorded = named_params! {
+            ":recorded": self.outputs == OutputPolicy::Record,
+            ":succeeded": AttemptEnd::Succeeded.word(),
+        };
+        let mut outputs = Outputs { rows: outputs.query(recorded).map_err(&sql)?, ahead: None };
         let mut rows = rows.iter().rev().copied().peekable();
         while let Some(row) = derivations.next().map_err(&sql)? {
             let id = row::integer("derivations", row, 0)?;

@@ -1,7 +1,7 @@
 //! Connections: one that writes, many that read.
 
 use super::{StoreError, derivations::Texts, doing, migrate};
-use crate::core::plan::Class;
+use crate::core::{outcome::OutputPolicy, plan::Class};
 use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 use std::{
     cell::RefCell,
@@ -34,6 +34,7 @@ pub struct Store {
     pub(super) class_at: RefCell<BTreeMap<(i64, i64), Arc<Class>>>,
     pub(super) texts: Texts,
     pub(super) path: PathBuf,
+    pub(super) outputs: OutputPolicy,
     #[cfg(feature = "sim")]
     pub(super) simulated: super::simulated::Simulated,
 }
@@ -83,9 +84,17 @@ impl Store {
             class_at: RefCell::default(),
             texts: Texts::new().map_err(|error| out_of_memory(&error))?,
             path: path.to_owned(),
+            outputs: OutputPolicy::default(),
             #[cfg(feature = "sim")]
             simulated: super::simulated::Simulated::default(),
         })
+    }
+
+    /// Sets by what an output counts as held from now on: by its nar, or by the word of the attempt
+    /// that made it.
+    #[must_use]
+    pub fn with_outputs(self, outputs: OutputPolicy) -> Self {
+        Self { outputs, ..self }
     }
 
     /// Returns a connection for reading the same database.

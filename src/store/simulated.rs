@@ -3,6 +3,7 @@
 use super::{Reader, Store, StoreError, derivations::Texts, doing, migrate, open::out_of_memory};
 use crate::core::{
     defect::{Defect, Planted},
+    outcome::OutputPolicy,
     store_path::PathHash,
 };
 use rusqlite::{Connection, OpenFlags, named_params};
@@ -42,6 +43,7 @@ impl Store {
             class_at: RefCell::default(),
             texts: Texts::new().map_err(|error| out_of_memory(&error))?,
             path: PathBuf::from(name),
+            outputs: OutputPolicy::default(),
             simulated: Simulated { next: None, planted },
         })
     }

@@ -9,9 +9,9 @@ use crate::core::{
     change::{Change, NarOrigin, NarRecord, OutputRecord, Verdict},
     defect::{Defect, Planted},
     id::{AttemptId, InstanceId, Name},
-    outcome::{AttemptEnd, Outcome, SetupFailure},
+    outcome::{AttemptEnd, Outcome, OutputPolicy, SetupFailure},
     retry,
-    store_path::StorePath,
+    store_path::{PathHash, StorePath},
     time::{Monotonic, Now},
 };
 use std::{collections::BTreeSet, sync::Arc};
@@ -402,8 +402,16 @@ impl Engine {
                 publish.push(nar.info.path.clone());
             }
         }
+        // Of these there are no nars: that they were made is all there will be of them.
+        let recorded: Vec<PathHash> = match self.settings.outputs {
+            OutputPolicy::Take => Vec::new(),
+            OutputPolicy::Record => outputs.iter().map(|output| output.path.hash()).collect(),
+        };
         turn.out.changes.push(Change::Outputs { attempt, outputs, verdict });
         self.end_attempt(turn, attempt, AttemptEnd::Succeeded);
+        for path in recorded {
+            self.graph.hold(path);
+        }
         if verdict == Verdict::Agreed && !unnoticed {
             // Only what the depot took: outputs that were held are known to be, and those that it
             // did not take are not.

@@ -9,11 +9,13 @@ use crate::core::{
             self,
             disk::Disk,
             histories::{self, history},
-            world::World,
+            world::{Wish, World},
         },
     },
     graph::{Facts, Held},
     id::{BuildId, Name},
+    outcome::{Outcome, OutputPolicy},
+    plan::Strategy,
     store_path::PathHash,
     time::Now,
 };
@@ -75,6 +77,30 @@ proptest! {
     fn any_history_goes_the_same_on_the_database(history in history()) {
         histories::tell(&history, Box::new(quick()));
     }
+}
+
+#[test]
+fn recorded_outputs_are_available_without_nars_and_after_a_restart() {
+    let fresh = quick();
+    let store = fresh.store.with_outputs(OutputPolicy::Record);
+    let mut world = World::new(Box::new(Fresh { store, ..fresh }));
+    world.settings.outputs = OutputPolicy::Record;
+    world.strategy(Strategy::DerivationOrdered);
+    world.graph("a: b; b; c: b");
+    world.submit("a", Wish::WITH_INPUTS);
+    world.join("amber", 9);
+    assert_eq!(world.shown(), "a waiting, b allocated");
+    world.started("amber", "b.1");
+    world.finished("amber", "b.1", Outcome::Built);
+    world.forget();
+    world.deliver_as("amber", "b.1", World::verified(&["b".to_owned()], Vec::new()));
+    assert!(!world.changes().iter().any(|change| change.starts_with("nar")));
+    assert!(!world.effects().iter().any(|effect| effect.starts_with("publish")));
+    assert_eq!(world.shown(), "a allocated");
+    world.restart();
+    // What is submitted later finds it in the database.
+    world.submit("c", Wish::WITH_INPUTS);
+    assert_eq!(world.shown(), "a allocated, c ready");
 }
 
 #[test]
