@@ -6,11 +6,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test, whose functions are not all marked as one")]
 
-use fs_err as fs;
+#[path = "common/archive.rs"]
+mod archive;
+
+use archive::File;
 use std::{
     collections::BTreeMap,
-    io::Read as _,
-    path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
@@ -20,18 +21,8 @@ use steading::core::{
     store_path::StorePath,
 };
 
-/// The archive, seen from the package's directory.
-const ARCHIVE: &str = "../shared/data/drvs-guix.tar.zst";
-/// The archive was made with `zstd --long=27`: 128 MiB of window.
-const WINDOW_LOG_MAX: u32 = 27;
 /// The threads that recompute paths.
 const THREADS: usize = 2;
-
-/// One file: its name and its bytes.
-struct File {
-    name: String,
-    bytes: Vec<u8>,
-}
 
 /// What is kept of a checked file.
 struct Checked {
@@ -42,15 +33,13 @@ struct Checked {
 
 #[test]
 fn every_real_derivation_reads_back_and_every_path_in_it_is_right() {
-    let source = match std::env::var_os("STEADING_DRVS") {
-        Some(named) => PathBuf::from(named),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join(ARCHIVE),
+    let files = match archive::read() {
+        Ok(files) => files,
+        Err(reason) => {
+            println!("skipped: {reason}");
+            return;
+        }
     };
-    if std::env::var_os("STEADING_DRVS").is_none() && !source.exists() {
-        println!("skipped: {} is not there, and STEADING_DRVS is not set", source.display());
-        return;
-    }
-    let files = if source.is_dir() { read_directory(&source) } else { read_archive(&source) };
     let checked = in_parallel(&files, check_file);
     let hashes = hashes_modulo(&files, &checked);
     let verified = AtomicUsize::new(0);
@@ -134,60 +123,4 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], function: impl Fn(&T) -> R + Sync)
             .collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     })
-}
-
-/// Reads the `.drv` files of a directory.
-fn read_directory(directory: &Path) -> Vec<File> {
-    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    let derivations = entries.filter(|path| path.extension().is_some_and(|e| e == "drv"));
-    derivations
-        .map(|path| File {
-            name: path.file_name().unwrap().to_str().unwrap().to_owned(),
-            bytes: fs::read(&path).unwrap(),
-        })
-        .collect()
-}
-
-/// Reads the `.drv` files of a compressed tar archive, in memory.
-fn read_archive(archive: &Path) -> Vec<File> {
-    let mut decoder = zstd::Decoder::new(fs::File::open(archive).unwrap()).unwrap();
-    decoder.window_log_max(WINDOW_LOG_MAX).unwrap();
-    let mut files = Vec::new();
-    let mut long_name = None;
-    loop {
-        let mut header = [0u8; 512];
-        decoder.read_exact(&mut header).unwrap();
-        if header == [0; 512] {
-            return files;
-        }
-        let size = usize::from_str_radix(&text(&header[124..136]), 8).unwrap();
-        let mut bytes = vec![0; size.next_multiple_of(512)];
-        decoder.read_exact(&mut bytes).unwrap();
-        bytes.truncate(size);
-        match header[156] {
-            // GNU tar: the content is the name of the next entry.
-            b'L' => long_name = Some(text(&bytes)),
-            // POSIX tar: lines of `LENGTH KEY=VALUE`, one of which may be the name.
-            b'x' => {
-                let records = text(&bytes);
-                let name = records.lines().find_map(|line| line.split_once(" path="));
-                long_name = name.map(|(_, name)| name.to_owned()).or(long_name);
-            }
-            b'0' | 0 => {
-                let short_name = || text(&header[..100]);
-                let path = PathBuf::from(long_name.take().unwrap_or_else(short_name));
-                if path.extension().is_some_and(|e| e == "drv") {
-                    let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-                    files.push(File { name, bytes });
-                }
-            }
-            _ => long_name = None,
-        }
-    }
-}
-
-/// Returns a field of a tar header as text, without what pads it.
-fn text(field: &[u8]) -> String {
-    let text = field.split(|b| *b == 0).next().unwrap_or_default();
-    std::str::from_utf8(text).unwrap().trim().to_owned()
 }
