@@ -13,7 +13,10 @@ pub(crate) fn write(page: &Path, section: &Section) {
         .map(|(part, body)| (part.trim().to_owned(), body.trim().to_owned()))
         .collect();
     parts.insert(section.part.to_owned(), format!("{}\n\n{}", conditions(), table(section)));
-    let mut text = HEAD.to_owned();
+    let mut text = match old.split_once("\n## ") {
+        Some((head, _)) => head.to_owned(),
+        None => HEAD.to_owned(),
+    };
     for (part, body) in parts {
         write!(text, "\n## {part}\n\n{}\n", body.trim()).unwrap();
     }
@@ -21,10 +24,10 @@ pub(crate) fn write(page: &Path, section: &Section) {
 }
 
 const HEAD: &str = "\
-# Transfers, measured
+# Measured
 
 Written by `tests/bench/run`; run it again instead of changing it.
-Ours and the peer ran in turn on the same machine, with the same file and the same cipher (aes128-gcm).
+Ours and the peer ran in turn on the same machine; transfers with the same file and the same cipher (aes128-gcm).
 A ratio belongs to the medians: how many times as long the peer takes, or which share of the peer's processor time or memory we use.
 “Not run” is not passed.
 ";

@@ -11,6 +11,7 @@ mod page;
 #[expect(dead_code, reason = "another test uses the rest")]
 mod private_nix;
 #[path = "transfers/mod.rs"]
+#[expect(dead_code, reason = "the planner's measurement uses the rest")]
 mod transfers;
 #[path = "../common/wait.rs"]
 mod wait;

@@ -70,9 +70,14 @@ impl Agent {
     /// Connects and waits for the welcome; `None` when the coordinator cannot be reached or turns
     /// the connection away.
     pub(crate) async fn join(config: &ClientConfig, dir: &StoreDir, slots: u32) -> Option<Self> {
+        Self::join_saying(config, hello(dir, slots)).await
+    }
+
+    /// Does the same with another hello.
+    pub(crate) async fn join_saying(config: &ClientConfig, hello: Hello) -> Option<Self> {
         let connection = ssh::connect(config, &CancellationToken::new()).await.ok()?;
         let mut control = Frames::open(&connection, CONTROL_SUBSYSTEM).await?;
-        control.say(&FromAgent::Hello(hello(dir, slots))).await?;
+        control.say(&FromAgent::Hello(hello)).await?;
         match control.next::<ToAgent>().await? {
             ToAgent::Welcome(_) => Some(Self { _connection: connection, control }),
             other => panic!("not welcomed: {other:?}"),
@@ -104,7 +109,8 @@ impl Agent {
     }
 }
 
-fn hello(dir: &StoreDir, slots: u32) -> Hello {
+/// Returns what an agent with so many slots says first.
+pub(crate) fn hello(dir: &StoreDir, slots: u32) -> Hello {
     Hello {
         protocol_min: PROTOCOL_MAX,
         protocol_max: PROTOCOL_MAX,
@@ -202,6 +208,16 @@ impl Bulk {
             })
             .collect();
         self.channel.writer.write(frame::encode_all(&offers).unwrap()).await.unwrap();
+    }
+
+    /// Offers outputs of which no file is wanted, and waits until they are noted.
+    pub(crate) async fn record(&mut self, attempt: AttemptId, outputs: Vec<OfferedOutput>) {
+        let held = vec![OutputPlan::Held; outputs.len()];
+        let offer = BulkFromAgent::Offer { attempt, outputs, eager: Vec::new(), signs: false };
+        self.channel.say(&offer).await.unwrap();
+        let plan = self.channel.next::<BulkToAgent>().await.unwrap();
+        assert_eq!(plan, BulkToAgent::Plan { outputs: held, signs: false });
+        self.committed().await;
     }
 
     /// Waits for the answer to the offer that was sent first, which must be that it is committed,

@@ -35,11 +35,17 @@ pub(crate) struct Farm<'a> {
 impl<'a> Farm<'a> {
     /// Starts a coordinator that knows these agents, and connects to it as an admin.
     pub(crate) fn start(bench: &'a Bench, agents: &[String]) -> Self {
+        Self::start_on(bench, agents, &|_| {})
+    }
+
+    /// Does the same on a state directory in which something was put before.
+    pub(crate) fn start_on(bench: &'a Bench, agents: &[String], put: &dyn Fn(&Path)) -> Self {
         let dir = tempfile::Builder::new().prefix("bench").tempdir_in(&bench.scratch).unwrap();
         add_key(dir.path(), "admins", "operator");
         for name in agents {
             add_key(dir.path(), "agents", name);
         }
+        put(&dir.path().join("coordinator"));
         let coordinator = start_coordinator(bench, dir.path(), 0);
         let mut farm = Self { bench, dir, coordinator, agents: Vec::new(), operator: None };
         let known = format!("[127.0.0.1]:{} {}\n", farm.address().port(), farm.host_key());
@@ -65,6 +71,11 @@ impl<'a> Farm<'a> {
     pub(crate) fn restart_coordinator(&mut self) {
         self.coordinator = start_coordinator(self.bench, self.dir.path(), self.address().port());
         self.connect_operator();
+    }
+
+    /// Returns the coordinator's state directory.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("coordinator")
     }
 
     pub(crate) fn coordinator_pid(&self) -> u32 {

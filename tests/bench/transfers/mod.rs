@@ -3,18 +3,18 @@
 //! Absolute numbers say more about the machine than about the program, so every line is a ratio
 //! to a peer that was measured beside it. A peer that is not there is reported as not run.
 
-mod client;
+pub(crate) mod client;
 mod control;
 mod crowd;
-mod farm;
-mod graph;
-mod measure;
+pub(crate) mod farm;
+pub(crate) mod graph;
+pub(crate) mod measure;
 mod payload;
 mod proxy;
 pub(crate) mod report;
 mod singles;
 mod sink;
-mod sshd;
+pub(crate) mod sshd;
 mod stores;
 mod submitting;
 mod uploads;
@@ -93,7 +93,7 @@ pub(crate) fn run((name, part): Part, options: Options, program: &Path) -> Secti
 }
 
 /// Says how far the run is.
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     // When standard error is closed, nobody wants to know.
     writeln!(std::io::stderr(), "{line}").ok();
 }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
-use steading::ssh::host_key;
+use steading::ssh::{ClientConfig, host_key};
 use tempfile::TempDir;
 
 /// The server. It ends with its value.
@@ -84,6 +84,17 @@ impl Sshd {
         let mut ssh = Command::new("ssh");
         ssh.args(self.options(self.address)).args(["-T", "127.0.0.1", line]);
         ssh
+    }
+
+    /// Returns how our own client connects.
+    pub(crate) fn client(&self) -> ClientConfig {
+        let key = |name: &str| host_key::load(&self.at("keys").join(name)).unwrap();
+        ClientConfig {
+            address: self.address.to_string(),
+            host_keys: vec![key("host").public_line()],
+            identity: key("client"),
+            user: "root".to_owned(),
+        }
     }
 
     /// Puts a file by way of `address`.
