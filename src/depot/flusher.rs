@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    sync::mpsc::{self, Receiver, RecvError, SyncSender, TryRecvError},
+    sync::mpsc::{self, Receiver, SyncSender, TryRecvError},
     thread,
 };
 
@@ -68,14 +68,6 @@ impl<T: Send + 'static> Flusher<T> {
         }
     }
 
-    /// Waits for the next answer. Something must have been asked that was not answered yet.
-    ///
-    /// # Errors
-    /// When the disk failed.
-    pub(super) fn wait(&self) -> io::Result<T> {
-        self.answers.recv().unwrap_or_else(|RecvError| Err(died()))
-    }
-
     /// Waits until the thread is done with all that it was asked, and returns the last answer.
     ///
     /// # Errors
@@ -121,7 +113,13 @@ mod tests {
         });
         let flusher = flusher.unwrap();
         assert!(flusher.ask(1));
-        assert_eq!(flusher.wait().unwrap(), 1);
+        let first = loop {
+            if let Some(first) = flusher.synced().unwrap() {
+                break first;
+            }
+            thread::yield_now();
+        };
+        assert_eq!(first, 1);
         assert_eq!(flusher.synced().unwrap(), None);
         assert!(flusher.ask(2));
         assert_eq!(flusher.finish().unwrap(), Some(2));
@@ -146,8 +144,6 @@ mod tests {
         let (_dir, file) = file();
         let full = || io::Error::from(io::ErrorKind::StorageFull);
         let flusher = Flusher::start(&file, move |()| Err(full())).unwrap();
-        assert!(flusher.ask(()));
-        assert_eq!(flusher.wait().unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert!(flusher.ask(()));
         assert_eq!(flusher.finish().unwrap_err().kind(), io::ErrorKind::StorageFull);
     }

@@ -5,6 +5,7 @@
 //! for it, and a third that brings to the disk what was written. An upload that breaks off
 //! leaves its file there; the next try of the same attempt reads it again and goes on behind it.
 
+mod blocks;
 mod check;
 mod error;
 mod small;

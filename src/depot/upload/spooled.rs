@@ -5,13 +5,13 @@
 //! hash of what is in it are written beside it: the mark. A later try believes as much as the mark
 //! says, once the hash agrees, and nothing behind it.
 
-use super::VerifyError;
+use super::{
+    VerifyError,
+    blocks::{BLOCK_BYTES, Blocks},
+};
 use crate::{
     core::hash::{Sha256, Sha256Hasher},
-    depot::{
-        Fault,
-        flusher::{FLUSH_BYTES, Flusher},
-    },
+    depot::{Fault, flusher::FLUSH_BYTES},
 };
 use rustix::{
     fs::{FlockOperation, flock},
@@ -26,6 +26,8 @@ use std::{
 /// How many bytes may be received behind the last mark: what a killed coordinator costs at most.
 /// Where the disk is slower than the network, the network waits for it.
 pub const SYNC_INTERVAL: u64 = 64 << 20;
+/// How long a file is at least that is written in blocks, in bytes. They have four MiB of memory.
+const LONG_BYTES_MIN: u64 = 8 << 20;
 /// What the name of a mark ends with.
 const MARK_SUFFIX: &str = ".mark";
 /// A mark: the length, big-endian, and the hash.
@@ -47,21 +49,33 @@ pub(crate) struct Spooled {
     path: PathBuf,
     file: fs_err::File,
     hasher: Sha256Hasher,
-    /// How many bytes were looked at; equal to the length of the file.
+    /// How many bytes were looked at: those in the file, and in blocks on their way there.
     bytes: u64,
     /// How many of them are on the disk for certain.
     marked: u64,
-    /// How many of them the flusher was asked to bring there.
+    /// How many of them were asked to be brought there.
     asked: u64,
-    /// Makes marks while more comes; only for files that are long enough.
-    flusher: Option<Flusher<Mark>>,
+    way: Way,
     /// Whether the file is still there to be gone on with.
     fate: Fate,
+}
+
+/// How bytes come into the file.
+#[derive(Debug)]
+enum Way {
+    /// Each when it comes: of short files, and behind everything else.
+    AsTheyCome,
+    /// The same as far as the next place where a block may begin, and in blocks from there on.
+    ToBlocks,
+    /// In blocks.
+    Blocks(Box<Blocks>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Resumable,
+    /// The disk failed: there is what the last mark says, if there is one.
+    Failed,
     Gone,
 }
 
@@ -98,7 +112,7 @@ impl Spooled {
             bytes: 0,
             marked: believed,
             asked: believed,
-            flusher: None,
+            way: if bytes_max >= LONG_BYTES_MIN { Way::ToBlocks } else { Way::AsTheyCome },
             fate: Fate::Resumable,
         };
         Ok((spooled, mark))
@@ -144,42 +158,57 @@ impl Spooled {
 
     /// Adds bytes. Waits for the disk when it is [`SYNC_INTERVAL`] behind.
     pub(super) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.hasher.update(bytes);
-        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
-        if self.bytes.saturating_sub(self.asked) >= FLUSH_BYTES {
-            self.ask()?;
-        }
-        while self.bytes.saturating_sub(self.marked) >= SYNC_INTERVAL {
-            self.wait()?;
+        self.add(bytes).inspect_err(|_| self.fate = Fate::Failed)
+    }
+
+    fn add(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let to_block = BLOCK_BYTES - self.in_block();
+            if matches!(self.way, Way::ToBlocks) && to_block == BLOCK_BYTES {
+                let path = self.path.clone();
+                let note = move |mark: &Mark| write_mark(&path, mark);
+                self.way = Way::Blocks(Box::new(Blocks::start(&self.path, self.bytes, note)?));
+            }
+            let len = match &mut self.way {
+                Way::Blocks(blocks) => blocks.fill(bytes),
+                Way::ToBlocks | Way::AsTheyCome => {
+                    let len = bytes.len().min(to_block);
+                    self.file.write_all(&bytes[..len])?;
+                    len
+                }
+            };
+            self.hasher.update(&bytes[..len]);
+            self.bytes = self.bytes.saturating_add(len as u64);
+            bytes = &bytes[len..];
+            self.hand_over()?;
         }
         Ok(())
     }
 
-    /// Has what there is marked, while more comes.
-    fn ask(&mut self) -> io::Result<()> {
-        let mark = Mark { bytes: self.bytes, hash: self.hash() };
-        let flusher = if let Some(flusher) = &self.flusher {
-            flusher
-        } else {
-            let path = self.path.clone();
-            let flusher = Flusher::start(&self.file, move |mark| write_mark(&path, mark))?;
-            self.flusher.insert(flusher)
-        };
-        if let Some(mark) = flusher.synced()? {
+    /// Returns how far the last byte is behind a place where a block may begin.
+    fn in_block(&self) -> usize {
+        usize::try_from(self.bytes % BLOCK_BYTES as u64).unwrap_or(0)
+    }
+
+    /// Has a full block written, and marks made while more comes.
+    fn hand_over(&mut self) -> io::Result<()> {
+        let hash = (self.bytes.saturating_sub(self.asked) >= FLUSH_BYTES).then(|| self.hash());
+        let Way::Blocks(blocks) = &mut self.way else { return Ok(()) };
+        if !blocks.is_full() {
+            return Ok(());
+        }
+        if let Some(mark) = blocks.hand_over()? {
             self.marked = mark.bytes;
         }
-        if flusher.ask(mark) {
-            self.asked = mark.bytes;
+        if let Some(hash) = hash
+            && blocks.mark(Mark { bytes: self.bytes, hash })?
+        {
+            self.asked = self.bytes;
         }
-        Ok(())
-    }
-
-    /// Waits until more is marked.
-    fn wait(&mut self) -> io::Result<()> {
-        match &self.flusher {
-            Some(flusher) if self.asked > self.marked => self.marked = flusher.wait()?.bytes,
-            Some(_) | None => self.ask()?,
+        while blocks.is_marking() && self.bytes.saturating_sub(self.marked) >= SYNC_INTERVAL {
+            if let Some(mark) = blocks.wait()? {
+                self.marked = mark.bytes;
+            }
         }
         Ok(())
     }
@@ -202,15 +231,17 @@ impl Spooled {
         Ok(())
     }
 
-    /// Waits until no mark is being made any more.
+    /// Waits until everything is in the file and no mark is being made any more.
     fn settle_marks(&mut self) -> io::Result<()> {
-        self.asked = self.bytes;
-        if let Some(flusher) = self.flusher.take()
-            && let Some(mark) = flusher.finish()?
-        {
-            self.marked = mark.bytes;
-        }
-        Ok(())
+        let Way::Blocks(blocks) = std::mem::replace(&mut self.way, Way::AsTheyCome) else {
+            return Ok(());
+        };
+        let (written, rest) = blocks.finish();
+        let settled = written.and_then(|mark| {
+            self.marked = mark.map_or(self.marked, |mark| mark.bytes);
+            self.file.write_all(&rest)
+        });
+        settled.inspect_err(|_| self.fate = Fate::Failed)
     }
 
     /// Removes the file: nothing of it is of any use.
