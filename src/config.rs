@@ -6,8 +6,13 @@
 //! | `strategy` | `basic`, `derivation-ordered` | `basic` | when an input holds a build back |
 //! | `outputs` | `take`, `record` | `take` | whether the nars of outputs are taken, or only their hashes and sizes noted, and nothing published |
 //! | `priority-step` | minutes | 5 | how much waiting one point of priority is worth |
+//! | `fair-share` | minutes | 30 | by how much the builds go back of a submitter who used all that was used lately; who used a part goes back by that part, and 0 leaves everybody where priority and time put them |
+//! | `fair-share-half-life` | hours | 24 | after how long use counts half as much |
 //! | `lease` | seconds | 1200 | how long an agent may be away before its builds go to others |
 //! | `quarantine-after` | builds, 0 to 255 | 5 | how many builds in a row must end through an agent's fault until it gets no more; 0: never |
+//! | `build-missing-inputs` | `true`, `false` | `true` | whether inputs that an agent found nowhere are built here |
+//! | `retry.KIND` | tries, 0 to 255 | 1 of `signal` and `oom`, else 0 | how often a build that failed is tried again by itself, where KIND is `exit`, `signal`, `timeout`, `silent`, `oom`, `no-output`, `hash-mismatch` or `output-rejected` |
+//! | `retry.emulated` | `true`, `false` | `true` | whether what failed under emulation is tried once more where the system is native |
 //! | `log-cap` | bytes | 67108864 | how much of one attempt's log is kept: half its beginning, half its end |
 //! | `log-keep-days` | days | 365 | for how long logs are kept |
 //! | `log-keep-bytes` | bytes | 53687091200 | how much disk all compressed logs may take; the oldest go first |
@@ -18,14 +23,28 @@
 //! | `signing-key-name` | text | host name and `-1` | the name of a signing key made at first start |
 //! | `publish."STORE DIR"` | `complete`, `external-references-allowed` | `complete` | when a path becomes visible |
 //!
-//! The file is read at start; a change needs a restart.
+//! The file is read at start. The verb `reload` reads it again: `strategy`, `priority-step`,
+//! `fair-share`, `fair-share-half-life`, `lease`, `quarantine-after`, `build-missing-inputs` and
+//! `retry` hold from then on, on a farm that goes on; all else needs a restart.
 
 use crate::{
-    core::{engine::Settings, outcome::OutputPolicy, plan::Strategy, store_path::StoreDir},
+    core::{
+        engine::Settings,
+        outcome::OutputPolicy,
+        plan::{FairShare, Strategy},
+        retry::Retries,
+        store_path::StoreDir,
+    },
     depot::PublishPolicy,
 };
 use fs_err as fs;
-use std::{collections::BTreeMap, io, net::SocketAddr, num::NonZeroU32, path::Path};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+};
 
 /// The coordinator's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
@@ -39,11 +58,19 @@ pub struct Config {
     pub outputs: OutputPolicy,
     /// How many minutes of waiting one point of priority is worth.
     pub priority_step: u32,
+    /// By how many minutes the builds go back of whoever used all that was used lately.
+    pub fair_share: u32,
+    /// After how many hours use counts half as much.
+    pub fair_share_half_life: NonZeroU32,
     /// How long an agent may be away before its builds go to others, in seconds.
     pub lease: u32,
     /// After how many builds in a row that ended through its fault an agent gets no more; never
     /// when 0.
     pub quarantine_after: u8,
+    /// Whether inputs that an agent found nowhere are built here.
+    pub build_missing_inputs: bool,
+    /// How often a build that failed is tried again by itself.
+    pub retry: Retries,
     /// How much of one attempt's log is kept, in bytes.
     pub log_cap: u64,
     /// For how long logs are kept, in days.
@@ -62,6 +89,27 @@ pub struct Config {
     pub signing_key_name: Option<String>,
     /// When a path becomes visible, by store directory.
     pub publish: BTreeMap<StoreDir, PublishPolicy>,
+    /// The file it was read from, or would have been.
+    #[serde(skip)]
+    pub source: Option<Source>,
+}
+
+/// Where a configuration comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether it must be there.
+    pub presence: Presence,
+}
+
+/// What differs in another configuration, by key.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Differences {
+    /// What holds as soon as the engine is told.
+    pub at_once: Vec<&'static str>,
+    /// What needs a restart.
+    pub at_restart: Vec<&'static str>,
 }
 
 impl Default for Config {
@@ -71,8 +119,12 @@ impl Default for Config {
             strategy: Strategy::default(),
             outputs: OutputPolicy::default(),
             priority_step: 5,
+            fair_share: 30,
+            fair_share_half_life: NonZeroU32::MIN.saturating_add(23),
             lease: 1_200,
             quarantine_after: 5,
+            build_missing_inputs: true,
+            retry: Retries::default(),
             log_cap: 64 << 20,
             log_keep_days: 365,
             log_keep_bytes: 50 << 30,
@@ -82,6 +134,7 @@ impl Default for Config {
             staged_gib_max: NonZeroU32::MIN.saturating_add(63),
             signing_key_name: None,
             publish: BTreeMap::new(),
+            source: None,
         }
     }
 }
@@ -125,6 +178,60 @@ impl Config {
         })
     }
 
+    /// Reads the file again that this was read from.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn reread(&self) -> Result<Self, ConfigError> {
+        let Some(source) = &self.source else { return Ok(self.clone()) };
+        let read = Self::read(&source.path, source.presence)?;
+        Ok(Self { source: self.source.clone(), ..read })
+    }
+
+    /// Returns which keys say something else in another configuration.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Differences {
+        let at_once = [
+            ("strategy", self.strategy != other.strategy),
+            ("priority-step", self.priority_step != other.priority_step),
+            ("fair-share", self.fair_share != other.fair_share),
+            ("fair-share-half-life", self.fair_share_half_life != other.fair_share_half_life),
+            ("lease", self.lease != other.lease),
+            ("quarantine-after", self.quarantine_after != other.quarantine_after),
+            ("build-missing-inputs", self.build_missing_inputs != other.build_missing_inputs),
+            ("retry", self.retry != other.retry),
+        ];
+        let at_restart = [
+            ("listen", self.listen != other.listen),
+            ("outputs", self.outputs != other.outputs),
+            ("log-cap", self.log_cap != other.log_cap),
+            ("log-keep-days", self.log_keep_days != other.log_keep_days),
+            ("log-keep-bytes", self.log_keep_bytes != other.log_keep_bytes),
+            ("min-free", self.min_free != other.min_free),
+            ("uploads-max", self.uploads_max != other.uploads_max),
+            ("uploads-per-agent-max", self.uploads_per_agent_max != other.uploads_per_agent_max),
+            ("staged-gib-max", self.staged_gib_max != other.staged_gib_max),
+            ("signing-key-name", self.signing_key_name != other.signing_key_name),
+            ("publish", self.publish != other.publish),
+        ];
+        let named = |keys: &[(&'static str, bool)]| {
+            keys.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect()
+        };
+        Differences { at_once: named(&at_once), at_restart: named(&at_restart) }
+    }
+
+    /// Takes over what holds at once from another configuration.
+    pub fn adopt_settings(&mut self, other: &Self) {
+        self.strategy = other.strategy;
+        self.priority_step = other.priority_step;
+        self.fair_share = other.fair_share;
+        self.fair_share_half_life = other.fair_share_half_life;
+        self.lease = other.lease;
+        self.quarantine_after = other.quarantine_after;
+        self.build_missing_inputs = other.build_missing_inputs;
+        self.retry = other.retry;
+    }
+
     /// Returns what the engine needs of it.
     #[must_use]
     pub fn settings(&self) -> Settings {
@@ -132,8 +239,14 @@ impl Config {
             strategy: self.strategy,
             outputs: self.outputs,
             priority_step: i64::from(self.priority_step),
+            fair_share: FairShare {
+                weight_minutes: i64::from(self.fair_share),
+                half_life_minutes: i64::from(self.fair_share_half_life.get()) * 60,
+            },
             lease_ms: u64::from(self.lease) * 1_000,
             quarantine_after: self.quarantine_after,
+            build_missing: self.build_missing_inputs,
+            retries: self.retry,
             ..Settings::default()
         }
     }
@@ -168,17 +281,24 @@ mod tests {
     fn every_key_is_read() {
         let config = parse(
             "listen = '127.0.0.1:0'\nstrategy = 'derivation-ordered'\noutputs = 'record'\n\
-             priority-step = 1\n\
+             priority-step = 1\nfair-share = 10\nfair-share-half-life = 2\n\
              lease = 60\nquarantine-after = 3\nlog-cap = 65536\nlog-keep-days = 7\n\
              log-keep-bytes = 1\nmin-free = 9\nsigning-key-name = 'farm-2'\n\
              uploads-max = 3\nuploads-per-agent-max = 2\nstaged-gib-max = 1\n\
+             build-missing-inputs = false\n\
+             [retry]\nexit = 2\nemulated = false\n\
              [publish]\n'/nix/store' = 'external-references-allowed'\n",
         )
         .unwrap();
         assert_eq!(config.strategy, Strategy::DerivationOrdered);
         assert_eq!(config.settings().outputs, OutputPolicy::Record);
         assert_eq!(config.settings().lease_ms, 60_000);
+        let fair = FairShare { weight_minutes: 10, half_life_minutes: 120 };
+        assert_eq!(config.settings().fair_share, fair);
         assert_eq!(config.settings().quarantine_after, 3);
+        assert!(!config.settings().build_missing);
+        let retries = Retries { exit: 2, emulated: false, ..Retries::default() };
+        assert_eq!(config.settings().retries, retries);
         let logs = (config.log_cap, config.log_keep_days, config.log_keep_bytes);
         assert_eq!(logs, (65_536, 7, 1));
         assert_eq!(config.min_free, Some(9));
@@ -188,6 +308,20 @@ mod tests {
             config.publish.get(&StoreDir::nix()),
             Some(&PublishPolicy::ExternalReferencesAllowed)
         );
+    }
+
+    #[test]
+    fn differences_are_named_by_when_they_hold() {
+        let other = Config {
+            strategy: Strategy::DerivationOrdered,
+            log_cap: 1,
+            outputs: OutputPolicy::Record,
+            ..Config::default()
+        };
+        let differences = Config::default().differences(&other);
+        assert_eq!(differences.at_once, ["strategy"]);
+        assert_eq!(differences.at_restart, ["outputs", "log-cap"]);
+        assert_eq!(other.differences(&other), Differences::default());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use steading::{
     agent::{self, doctor::Grade},
     builders::direct::sandbox,
     commands::{self, client},
-    config::{Config, Presence},
+    config::{Config, Presence, Source},
     coordinator::start,
     demo,
     telemetry::{self, Clock},
@@ -66,11 +66,12 @@ fn run(part: Part) -> anyhow::Result<ExitCode> {
 fn coordinator(arguments: &CoordinatorArguments) -> anyhow::Result<ExitCode> {
     start_telemetry("steading=info");
     let usual = arguments.state.join("steading.toml");
-    let config = match &arguments.config {
-        Some(path) => Config::read(path, Presence::Required),
-        None => Config::read(&usual, Presence::Optional),
-    }
-    .context("the configuration cannot be used")?;
+    let source = match &arguments.config {
+        Some(path) => Source { path: path.clone(), presence: Presence::Required },
+        None => Source { path: usual, presence: Presence::Optional },
+    };
+    let config = Config { source: Some(source), ..Config::default() };
+    let config = config.reread().context("the configuration cannot be used")?;
     let listen = arguments.listen.unwrap_or(config.listen);
     let runtime = tokio::runtime::Runtime::new().context("threads cannot be started")?;
     runtime.block_on(async {

@@ -19,8 +19,6 @@ use steading::{
         submission,
     },
     core::{
-        change::Limits,
-        engine::Inputs,
         hash::Sha256,
         id::{AttemptId, InstanceId},
         outcome::Outcome,
@@ -106,15 +104,8 @@ impl World {
         pieces.send(submission::Piece::Bytes(stream)).await.unwrap();
         pieces.send(submission::Piece::End).await.unwrap();
         done.await.unwrap().unwrap();
-        let request = SubmitRequest {
-            submitter: "tester".parse().unwrap(),
-            roots: drvs.iter().map(|drv| drv.path.clone()).collect(),
-            inputs: Inputs::Leave,
-            priority: 0,
-            limits: Limits::default(),
-            tags: Vec::new(),
-            key: None,
-        };
+        let roots = drvs.iter().map(|drv| drv.path.clone()).collect();
+        let request = SubmitRequest::new("tester".parse().unwrap(), roots);
         self.coordinator.engine.submit(request).await.unwrap();
         drvs
     }

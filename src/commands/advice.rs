@@ -1,10 +1,16 @@
 //! What a build waits for, in one sentence.
 
-use super::{asking, error::CommandError, table::count, times};
+use super::{
+    asking,
+    error::CommandError,
+    table::{self, count},
+    times,
+};
 use crate::{
     coordinator::Coordinator,
     core::{
         build::ShownState,
+        demands::Demands,
         engine::AgentView,
         plan::{Class, Explanation},
     },
@@ -22,16 +28,20 @@ impl Agents {
     }
 
     /// Returns why no agent can build a class now; `None` when one can.
-    fn obstacle(&self, class: &Class) -> Option<String> {
-        let able: Vec<&AgentView> =
-            self.0.iter().filter(|agent| class.obstacle(&agent.abilities).is_none()).collect();
+    fn obstacle(&self, class: &Class, demands: &Demands) -> Option<String> {
+        let is_able = |agent: &&AgentView| {
+            let class_obstacle = class.obstacle(&agent.abilities);
+            class_obstacle.is_none()
+                && demands.obstacle(class, &agent.name, &agent.abilities).is_none()
+        };
+        let able: Vec<&AgentView> = self.0.iter().filter(is_able).collect();
         let takes = |agent: &&AgentView| {
             agent.connected && agent.suspension.is_none() && agent.capacity.slots > 0
         };
         if able.iter().any(takes) {
             return None;
         }
-        let what = needs(class);
+        let what = needs(class, demands);
         let why = if self.0.is_empty() {
             "no agent was ever here".to_owned()
         } else if able.is_empty() {
@@ -51,13 +61,18 @@ impl Agents {
 }
 
 /// Returns what a class asks of agents.
-fn needs(class: &Class) -> String {
+pub(super) fn needs(class: &Class, demands: &Demands) -> String {
     let system = class.system.as_deref().unwrap_or("any system");
     let features = match class.features.as_slice() {
         [] => String::new(),
         features => format!(" with {}", features.join(", ")),
     };
-    format!("{system}{features} in {}", class.store_dir)
+    let mut needs = format!("{system}{features} in {}", class.store_dir);
+    for words in demands.words() {
+        needs.push_str(", ");
+        needs.push_str(&table::plain(&words));
+    }
+    needs
 }
 
 /// Returns the most important thing to know of an open build, as a sentence.
@@ -67,6 +82,17 @@ pub(super) fn headline(explanation: &Explanation, agents: &Agents) -> String {
         None => "an agent".to_owned(),
     };
     match explanation.state {
+        ShownState::Held => match &explanation.extras.hold {
+            Some(hold) => {
+                let since = times::shown(hold.since);
+                format!("{} holds it back since {since}; ‘set ID --release’ ends that.", hold.by)
+            }
+            None => "It is held back.".to_owned(),
+        },
+        ShownState::Deferred if explanation.infrastructure_ends == 0 => {
+            let until = explanation.until.map_or_else(|| "later".to_owned(), times::shown);
+            format!("It is not to be tried before {until}; ‘retry ID’ ends that.")
+        }
         ShownState::Deferred => {
             let until = explanation.until.map_or_else(|| "later".to_owned(), times::shown);
             let number = explanation.infrastructure_ends as usize;
@@ -76,7 +102,7 @@ pub(super) fn headline(explanation: &Explanation, agents: &Agents) -> String {
         ShownState::Waiting => {
             let listed = explanation.inputs.iter().filter(|input| input.holds_back).count();
             let inputs = count(listed + explanation.inputs_unlisted, "input");
-            match agents.obstacle(&explanation.class) {
+            match agents.obstacle(&explanation.class, &explanation.extras.demands) {
                 Some(obstacle) => format!("It waits for {inputs}; even then, {obstacle}."),
                 None => format!("It waits for {inputs}."),
             }
@@ -84,7 +110,10 @@ pub(super) fn headline(explanation: &Explanation, agents: &Agents) -> String {
         ShownState::Ready if explanation.intake_closed.is_some() => {
             "It is ready, but nothing is given to agents just now.".to_owned()
         }
-        ShownState::Ready => match (agents.obstacle(&explanation.class), explanation.before) {
+        ShownState::Ready => match (
+            agents.obstacle(&explanation.class, &explanation.extras.demands),
+            explanation.before,
+        ) {
             (Some(obstacle), _) => format!("Its inputs hold nothing up, but {obstacle}."),
             (None, None | Some(0)) => "It is the next one for a free agent.".to_owned(),
             (None, Some(before)) => {
@@ -146,7 +175,9 @@ mod tests {
 
     #[test]
     fn it_is_said_whether_an_agent_is_missing_away_or_unable() {
-        let told = |agents: Vec<AgentView>, class: Class| Agents(agents).obstacle(&class);
+        let told = |agents: Vec<AgentView>, class: Class| {
+            Agents(agents).obstacle(&class, &Demands::default())
+        };
         assert!(told(vec![], class(&[])).unwrap().contains("no agent was ever here"));
         let away = told(vec![agent("amber", false)], class(&[])).unwrap();
         assert!(away.contains("amber could, but none is connected"), "{away}");

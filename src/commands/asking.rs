@@ -5,7 +5,7 @@ use crate::{
     coordinator::Coordinator,
     core::{
         build::ShownState,
-        engine::{AgentView, Ask, Counts, Told},
+        engine::{AgentView, Ask, Counts, Told, Unplaceable},
         id::BuildId,
         plan::Explanation,
     },
@@ -35,7 +35,15 @@ pub(super) async fn why(
     coordinator: &Coordinator,
     build: BuildId,
 ) -> Result<Option<Box<Explanation>>, CommandError> {
-    ask!(coordinator, Ask::Why(build), Told::Why)
+    let now = coordinator.clock.now().wall;
+    ask!(coordinator, Ask::Why(build, now), Told::Why)
+}
+
+/// Returns the builds that no agent ever seen can take, by what they ask for.
+pub(super) async fn unplaceable(
+    coordinator: &Coordinator,
+) -> Result<Vec<Unplaceable>, CommandError> {
+    ask!(coordinator, Ask::Unplaceable, Told::Unplaceable)
 }
 
 /// Returns how many of everything there are.

@@ -122,7 +122,12 @@ impl Builds {
         let now = invocation.coordinator.clock.now().wall;
         let tags = self.where_tag.iter().map(|tag| (tag.name.clone(), tag.value.clone())).collect();
         BuildFilter {
-            states: self.state.map(stored).into_iter().map(str::to_owned).collect(),
+            states: self
+                .state
+                .map_or(&[][..], stored)
+                .iter()
+                .map(|&word| word.to_owned())
+                .collect(),
             ids: None,
             tags,
             system: self.system.clone(),
@@ -182,17 +187,18 @@ impl Builds {
     }
 }
 
-/// Returns the word that the database has for a state.
-const fn stored(state: ShownState) -> &'static str {
+/// Returns the words that the database may have for a state.
+const fn stored(state: ShownState) -> &'static [&'static str] {
     match state {
-        ShownState::Waiting | ShownState::Ready | ShownState::Blocked => "queued",
-        ShownState::Deferred
-        | ShownState::Allocated
-        | ShownState::Building
-        | ShownState::Receiving
-        | ShownState::Succeeded
-        | ShownState::Failed
-        | ShownState::Canceled => state.word(),
+        ShownState::Waiting | ShownState::Ready | ShownState::Blocked => &["queued"],
+        ShownState::Held => &["deferred", "queued"],
+        ShownState::Deferred => &["deferred"],
+        ShownState::Allocated => &["allocated"],
+        ShownState::Building => &["building"],
+        ShownState::Receiving => &["receiving"],
+        ShownState::Succeeded => &["succeeded"],
+        ShownState::Failed => &["failed"],
+        ShownState::Canceled => &["canceled"],
     }
 }
 

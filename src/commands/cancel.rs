@@ -4,18 +4,14 @@ use super::{
     error::{CommandError, Exit},
     invocation::Invocation,
     output::Format,
-    selection::{Selected, Selection, Tagged},
+    selection::{Selection, Tagged},
     shown,
-    table::count,
     verb::Act,
 };
-use crate::{
-    core::{
-        build::ShownState,
-        engine::{Answer, Authority, Canceled, Input},
-        id::BuildId,
-    },
-    ssh::Role,
+use crate::core::{
+    build::ShownState,
+    engine::{Answer, Canceled, Input, Wanted},
+    id::BuildId,
 };
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -25,6 +21,9 @@ use std::collections::BTreeSet;
 pub(super) struct Cancel {
     #[command(flatten)]
     selection: Selection,
+    /// Cancel also what other builds that have not ended need
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Serialize)]
@@ -35,32 +34,13 @@ struct Object {
 
 impl Act for Cancel {
     async fn run(self, invocation: &mut Invocation) -> Result<Exit, CommandError> {
-        let principal = &invocation.principal;
-        let by = if principal.role.includes(Role::Operator) {
-            Authority::All
-        } else {
-            Authority::Own(principal.name.clone())
-        };
-        let selected = self.selection.find(invocation, Tagged::Open).await?;
-        let (own, others) = divide(selected, &by);
-        if let Some(other) = others.first()
-            && (self.selection.is_by_id() || own.is_empty())
-        {
-            return Err(CommandError::NotPermitted(format!(
-                "build {} is {}’s: submitters cancel their own builds, operators all; nothing was \
-                 canceled",
-                other.id, other.submitter
-            )));
-        }
-        if !others.is_empty() {
-            let text = format!("{} of other people left alone", count(others.len(), "build"));
-            invocation.output.message(&text).await?;
-        }
+        let (own, by) = self.selection.find_own(invocation, Tagged::Open).await?;
         invocation.audit().await?;
+        let wanted = if self.force { Wanted::Goes } else { Wanted::Stays };
         let answer = invocation
             .coordinator
             .engine
-            .request(move |token| Input::Cancel { token, builds: own, by })
+            .request(move |token| Input::Cancel { token, builds: own, by, wanted })
             .await?;
         let Answer::Canceled(results) = answer else {
             return Err(CommandError::TryAgain("the engine answered another question".to_owned()));
@@ -69,25 +49,13 @@ impl Act for Cancel {
     }
 }
 
-/// Divides builds into those that may be canceled and those that may not.
-fn divide(selected: Vec<Selected>, by: &Authority) -> (Vec<BuildId>, Vec<Selected>) {
-    let mut own = Vec::new();
-    let mut others = Vec::new();
-    for one in selected {
-        match by {
-            Authority::Own(name) if one.submitter != name.as_str() => others.push(one),
-            Authority::Own(_) | Authority::All => own.push(one.id),
-        }
-    }
-    (own, others)
-}
-
 /// Prints what became of each build.
 async fn report(
     invocation: &mut Invocation,
     results: Vec<(BuildId, Canceled)>,
 ) -> Result<Exit, CommandError> {
     let mut over: BTreeSet<BuildId> = BTreeSet::new();
+    let mut exit = Exit::Done;
     for (build, result) in results {
         match result {
             Canceled::Done => match invocation.output.format() {
@@ -97,6 +65,14 @@ async fn report(
                     invocation.output.json(&object).await?;
                 }
             },
+            Canceled::Stays => {
+                let text = format!(
+                    "build {build} stays, because others need it: it goes with the last of them, \
+                     or now with --force"
+                );
+                invocation.output.message(&text).await?;
+                exit = Exit::Negative;
+            }
             Canceled::NotOpen => {
                 over.insert(build);
             }
@@ -106,7 +82,6 @@ async fn report(
             }
         }
     }
-    let mut exit = Exit::Done;
     for (build, state) in shown::states(&invocation.coordinator, &over).await? {
         invocation.output.message(&format!("build {build} is over already: {state}")).await?;
         // Whoever cancels twice has what they wanted; other ends cannot be undone.

@@ -1,8 +1,9 @@
 //! Which builds a command is about: those named by id, or all that have some tags.
 
-use super::{error::CommandError, invocation::Invocation, settings::Tag, shown};
+use super::{error::CommandError, invocation::Invocation, settings::Tag, shown, table::count};
 use crate::{
-    core::id::BuildId,
+    core::{engine::Authority, id::BuildId},
+    ssh::Role,
     store::{BUILDS_PER_READ_MAX, BuildFilter, BuildRow, StoreError},
 };
 use std::collections::BTreeSet;
@@ -42,6 +43,8 @@ pub(super) enum Tagged {
     All,
     /// Those that have not ended.
     Open,
+    /// Those that did not succeed: failed, canceled, or not ended.
+    Unsuccessful,
 }
 
 impl Selection {
@@ -72,11 +75,43 @@ impl Selection {
             let open = match tagged {
                 Tagged::All => "",
                 Tagged::Open => "open ",
+                Tagged::Unsuccessful => "unsuccessful ",
             };
             let text = format!("there is no {open}build with the tag {}", tags.join(" and "));
             return Err(CommandError::NoSuch(text));
         }
         Ok(selected)
+    }
+
+    /// Returns the builds that the asker may change, and whose those are. Builds of others are an
+    /// error where they are named, and left alone where they are found.
+    pub(super) async fn find_own(
+        &self,
+        invocation: &mut Invocation,
+        tagged: Tagged,
+    ) -> Result<(Vec<BuildId>, Authority), CommandError> {
+        let principal = &invocation.principal;
+        let by = if principal.role.includes(Role::Operator) {
+            Authority::All
+        } else {
+            Authority::Own(principal.name.clone())
+        };
+        let selected = self.find(invocation, tagged).await?;
+        let (own, others) = divide(selected, &by);
+        if let Some(other) = others.first()
+            && (self.is_by_id() || own.is_empty())
+        {
+            return Err(CommandError::NotPermitted(format!(
+                "build {} is {}’s: submitters change their own builds, operators all; nothing was \
+                 changed",
+                other.id, other.submitter
+            )));
+        }
+        if !others.is_empty() {
+            let text = format!("{} of other people left alone", count(others.len(), "build"));
+            invocation.output.message(&text).await?;
+        }
+        Ok((own, by))
     }
 
     async fn tagged(
@@ -88,6 +123,10 @@ impl Selection {
         let states = match tagged {
             Tagged::All => Vec::new(),
             Tagged::Open => BuildFilter::open_states(),
+            Tagged::Unsuccessful => {
+                let over = ["failed", "canceled"].map(str::to_owned);
+                BuildFilter::open_states().into_iter().chain(over).collect()
+            }
         };
         let mut filter =
             BuildFilter { states, tags, limit: BUILDS_PER_READ_MAX, ..BuildFilter::default() };
@@ -110,4 +149,17 @@ impl Selection {
         }
         Ok(selected)
     }
+}
+
+/// Divides builds into those that may be changed and those that may not.
+fn divide(selected: Vec<Selected>, by: &Authority) -> (Vec<BuildId>, Vec<Selected>) {
+    let mut own = Vec::new();
+    let mut others = Vec::new();
+    for one in selected {
+        match by {
+            Authority::Own(name) if one.submitter != name.as_str() => others.push(one),
+            Authority::Own(_) | Authority::All => own.push(one.id),
+        }
+    }
+    (own, others)
 }

@@ -1,7 +1,7 @@
 //! What a submission is given besides derivations, from options, the session's environment and the
 //! key. Order of force: option, environment, key, default.
 
-use super::{error::CommandError, table};
+use super::{error::CommandError, invocation::Invocation, table};
 use crate::{
     core::build::{PRIORITY_MAX, PRIORITY_MIN},
     ssh::Principal,
@@ -110,6 +110,15 @@ pub(super) fn gather<'e>(
         )));
     }
     Ok(Settings { priority, tags, key: options.key.or(key_env).map(|key| key.0), remark })
+}
+
+/// Returns the priority that is granted where one was asked for, and says so where it is another.
+pub(super) async fn granted(invocation: &mut Invocation, asked: i32) -> Result<i32, CommandError> {
+    let (priority, remark) = under_ceiling(Some(asked), &invocation.principal);
+    if let Some(remark) = remark {
+        invocation.output.message(&remark).await?;
+    }
+    Ok(priority)
 }
 
 /// Reads a priority.

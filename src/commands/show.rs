@@ -13,6 +13,7 @@ use super::{
 use crate::{
     coordinator::Coordinator,
     core::{
+        build::ShownState,
         change::NarRecord,
         id::{AttemptId, BuildId},
         store_path::StorePath,
@@ -49,6 +50,14 @@ struct Object {
     timeout_ms: Option<u64>,
     max_silent_ms: Option<u64>,
     deferred_until: Option<String>,
+    /// What it asks of its agent besides, in words.
+    demands: Vec<String>,
+    held_by: Option<String>,
+    held_at: Option<String>,
+    /// How many attempts found it failing, and it was tried again.
+    failures: u32,
+    /// Whether it succeeded after that.
+    flaky: bool,
     attempts: Vec<Attempt>,
     outputs: Vec<Output>,
 }
@@ -68,6 +77,8 @@ struct Attempt {
     /// Its end in a sentence.
     detail: Option<String>,
     disputed: bool,
+    /// Whether its agent emulated the system.
+    emulated: bool,
     /// When its agent came back with it after it had been given up.
     readopted_at: Option<String>,
     /// When its agent said what it had made instead of sending it.
@@ -189,6 +200,11 @@ async fn object(coordinator: &Coordinator, build: ShownBuild) -> Result<Object, 
         timeout_ms: row.limits.timeout_ms,
         max_silent_ms: row.limits.max_silent_ms,
         deferred_until: row.deferred_until.map(times::rfc3339),
+        demands: row.extras.demands.words(),
+        held_by: row.extras.hold.as_ref().map(|hold| hold.by.to_string()),
+        held_at: row.extras.hold.as_ref().map(|hold| times::rfc3339(hold.since)),
+        failures: row.extras.failures,
+        flaky: row.extras.failures > 0 && state == ShownState::Succeeded,
         attempts,
         outputs: found.outputs.into_iter().map(Output::from).collect(),
     })
@@ -217,6 +233,7 @@ fn attempt_object(attempt: AttemptRow, log_bytes: Option<u64>) -> Attempt {
         end: attempt.end.as_ref().map(crate::core::outcome::AttemptEnd::word),
         detail: attempt.end.as_ref().map(ends::sentence),
         disputed: attempt.disputed,
+        emulated: attempt.emulated,
         readopted_at: attempt.readopted.map(times::rfc3339),
         reported_at: attempt.reported.map(times::rfc3339),
         log_bytes,
@@ -266,12 +283,24 @@ fn lines(object: &Object) -> Vec<String> {
     if let Some(until) = &object.deferred_until {
         line("deferred", format!("until {until}"));
     }
+    for demand in &object.demands {
+        line("asks for", demand.clone());
+    }
+    if let (Some(by), Some(at)) = (&object.held_by, &object.held_at) {
+        line("held", format!("by {by} since {at}"));
+    }
+    if object.flaky {
+        line("flaky", format!("failed before, {} times", object.failures));
+    }
     lines
 }
 
 /// Returns what else is to be said of an attempt.
 fn remarks(number: usize, attempt: &Attempt) -> Vec<String> {
     let mut lines = Vec::new();
+    if attempt.emulated {
+        lines.push(format!("Attempt {number} was on an agent that emulates the system."));
+    }
     if let Some(at) = &attempt.readopted_at {
         lines
             .push(format!("Attempt {number} had been given up; its agent came back with it {at}."));

@@ -112,6 +112,7 @@ pub(super) const fn is_final(state: ShownState) -> bool {
         | ShownState::Waiting
         | ShownState::Ready
         | ShownState::Blocked
+        | ShownState::Held
         | ShownState::Allocated
         | ShownState::Building
         | ShownState::Receiving => false,

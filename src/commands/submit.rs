@@ -9,19 +9,21 @@ use super::{
     output::Format,
     settings::{self, RequestKey, Settings, Tag, Wishes},
     table::count,
+    times::Deadline,
     verb::Act,
     wait,
 };
 use crate::{
     coordinator::{
-        engine_thread::{SubmitRequest, Submitted},
+        engine_thread::{NotSubmitted, SubmitRequest, Submitted},
         submission::{self, Piece, SubmissionError, Trust},
     },
     core::{
         build::{PRIORITY_MAX, PRIORITY_MIN, ShownState},
         change::Limits,
+        demands::Demands,
         engine::Inputs,
-        id::BuildId,
+        id::{BuildId, Name},
         store_path::{PathHash, StorePath},
     },
     depot::IntakeSummary,
@@ -66,9 +68,64 @@ pub(super) struct Submit {
     /// How many seconds each build may print nothing
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=LIMIT_S_MAX))]
     max_silent: Option<u64>,
+    #[command(flatten)]
+    terms: Terms,
     /// Wait for the builds as ‘wait’ does
     #[arg(long)]
     wait: bool,
+}
+
+/// When, by whom and in whose place the named derivations are built.
+#[derive(Debug, clap::Args)]
+struct Terms {
+    /// Try them at this time at the earliest: 2026-11-21T11:02:03Z, or how far off: 90s, 2h, 3d
+    #[arg(long, value_name = "TIME")]
+    defer_until: Option<Deadline>,
+    /// The id of the build, which you choose: the same one again is the same build
+    #[arg(long, value_name = "ID")]
+    uuid: Option<BuildId>,
+    /// Make none where one succeeded: that is the answer
+    #[arg(long)]
+    skip_if_built: bool,
+    /// Make none where one has not ended: that is the answer
+    #[arg(long)]
+    skip_if_queued: bool,
+    /// Only this agent may have them; given several times, any of these
+    #[arg(long = "agent", value_name = "NAME")]
+    agents: Vec<Name>,
+    /// This agent may not have them
+    #[arg(long = "not-agent", value_name = "NAME")]
+    not_agents: Vec<Name>,
+    /// Their agent must have this tag
+    #[arg(long = "agent-tag", value_name = "K=V")]
+    agent_tags: Vec<Tag>,
+    /// Their agent must not emulate the system
+    #[arg(long)]
+    native_only: bool,
+    /// Cancel your builds with this tag that nobody has begun; given several times, with all of
+    /// these tags
+    #[arg(long = "replaces", value_name = "K=V")]
+    replaced_tags: Vec<Tag>,
+}
+
+impl Terms {
+    fn demands(&self) -> Demands {
+        let demands = Demands {
+            agents: self.agents.clone(),
+            not_agents: self.not_agents.clone(),
+            tags: pairs(&self.agent_tags),
+            native_only: self.native_only,
+        };
+        demands.sorted()
+    }
+
+    fn replaces(&self) -> Vec<(String, String)> {
+        pairs(&self.replaced_tags)
+    }
+}
+
+fn pairs(tags: &[Tag]) -> Vec<(String, String)> {
+    tags.iter().map(|tag| (tag.name.clone(), tag.value.clone())).collect()
 }
 
 /// Whether builds are made for inputs.
@@ -180,9 +237,12 @@ impl Submit {
         let mut seen = std::collections::BTreeSet::new();
         unique.retain(|path| seen.insert(path.hash()));
         let hashes: Vec<PathHash> = unique.iter().map(StorePath::hash).collect();
+        if self.terms.uuid.is_some() && hashes.len() != 1 {
+            let text = "--uuid names one build: give one derivation";
+            return Err(CommandError::Usage(text.to_owned()));
+        }
+        let now = invocation.coordinator.clock.now().wall;
         let request = SubmitRequest {
-            submitter: invocation.principal.name.clone(),
-            roots: unique,
             inputs: self.inputs(),
             priority: settings.priority,
             limits: Limits {
@@ -191,15 +251,29 @@ impl Submit {
             },
             tags: settings.tags,
             key: settings.key,
+            uuid: self.terms.uuid,
+            demands: self.terms.demands(),
+            not_before: self.terms.defer_until.map(|deadline| deadline.from(now)),
+            skip_if_built: self.terms.skip_if_built,
+            skip_if_queued: self.terms.skip_if_queued,
+            replaces: self.terms.replaces(),
+            ..SubmitRequest::new(invocation.principal.name.clone(), unique)
         };
         match invocation.coordinator.engine.submit(request).await? {
-            Submitted::Unknown(_) => {
+            Submitted::Not(NotSubmitted::Taken(id)) => Err(CommandError::Refused(format!(
+                "the id {id} is that of a build of another derivation; nothing was submitted"
+            ))),
+            Submitted::Not(NotSubmitted::Unknown(_)) => {
                 let text = "a derivation was removed meanwhile: submit again";
                 Err(CommandError::TryAgain(text.to_owned()))
             }
-            Submitted::Builds { builds, implied } => {
+            Submitted::Builds { builds, implied, replaced } => {
                 if implied > 0 {
                     let text = format!("{} made for inputs", count(implied, "more build"));
+                    invocation.output.message(&text).await?;
+                }
+                if !replaced.is_empty() {
+                    let text = format!("{} replaced by these", count(replaced.len(), "build"));
                     invocation.output.message(&text).await?;
                 }
                 Ok(hashes.into_iter().zip(builds).collect())

@@ -2,8 +2,8 @@
 
 use super::{
     agents, builds, cancel, check, error::CommandError, error::Exit, help, invocation::Invocation,
-    log, missing, nar, output::Format, outputs, show, status, submit, table, version, wait, whoami,
-    why,
+    log, missing, nar, output::Format, outputs, reload, retry, set, show, status, submit, table,
+    unplaceable, version, wait, whoami, why,
 };
 use crate::ssh::Role;
 use clap::{
@@ -56,7 +56,7 @@ const SUBMITTER: Needs = Needs::Role(Role::Submitter);
 const ADMIN: Needs = Needs::Role(Role::Admin);
 
 /// All verbs, in the order in which `help` lists them.
-pub(super) static VERBS: [Verb; 16] = [
+pub(super) static VERBS: [Verb; 20] = [
     verb::<submit::Submit>(
         "submit",
         SUBMITTER,
@@ -87,6 +87,12 @@ pub(super) static VERBS: [Verb; 16] = [
         "say why a build is not built yet, or how it ended",
         "ssh COORDINATOR why 01890a5d-ac96-774b-bcce-b302099a8057",
     ),
+    verb::<unplaceable::Unplaceable>(
+        "unplaceable",
+        VIEWER,
+        "list what no agent can build, and why",
+        "ssh COORDINATOR unplaceable",
+    ),
     verb::<log::Log>(
         "log",
         VIEWER,
@@ -104,6 +110,18 @@ pub(super) static VERBS: [Verb; 16] = [
         SUBMITTER,
         "cancel builds, your own or as operator anybody's",
         "ssh COORDINATOR cancel --where-tag branch=core",
+    ),
+    verb::<retry::Retry>(
+        "retry",
+        SUBMITTER,
+        "try builds again that failed, were canceled or are deferred",
+        "ssh COORDINATOR retry --where-tag branch=core --not-agent amber",
+    ),
+    verb::<set::Set>(
+        "set",
+        SUBMITTER,
+        "change priority, tags or holds of builds that have not ended",
+        "ssh COORDINATOR set --where-tag branch=core --priority 20",
     ),
     verb::<outputs::Outputs>(
         "outputs",
@@ -128,6 +146,12 @@ pub(super) static VERBS: [Verb; 16] = [
         VIEWER,
         "say how the farm is, and what to look at next",
         "ssh COORDINATOR status",
+    ),
+    verb::<reload::Reload>(
+        "reload",
+        ADMIN,
+        "read steading.toml again; what the planner goes by holds at once",
+        "ssh COORDINATOR reload",
     ),
     verb::<check::Check>(
         "check",

@@ -45,6 +45,8 @@ struct Object {
     inputs_unlisted: usize,
     /// How many ready builds of its class go before it.
     before: Option<usize>,
+    /// By how many minutes it goes back for what its submitter used lately.
+    setback_minutes: i64,
     /// Why the coordinator gives nothing to agents just now.
     intake_closed: Option<String>,
     agents: Vec<Agent>,
@@ -52,6 +54,13 @@ struct Object {
     agent: Option<String>,
     attempt: Option<String>,
     deferred_until: Option<String>,
+    /// Who holds it back, and since when.
+    held_by: Option<String>,
+    held_at: Option<String>,
+    /// What it asks of its agent besides what its derivation does, in words.
+    demands: Vec<String>,
+    /// How many attempts found it failing, and it was tried again.
+    failures: u32,
     /// The failed build that blocks it.
     failed_build: Option<String>,
 }
@@ -103,6 +112,7 @@ async fn open(
     let failed = match explanation.state {
         ShownState::Blocked => root_failure(coordinator, &explanation).await?,
         ShownState::Deferred
+        | ShownState::Held
         | ShownState::Waiting
         | ShownState::Ready
         | ShownState::Allocated
@@ -127,6 +137,8 @@ async fn open(
             count(number, "attempt")
         ));
     }
+    sentences.extend(wishes(build, &explanation));
+    let extras = &explanation.extras;
     if let Some(failed) = failed {
         sentences.push(format!("What failed in the end is build {failed}: see ‘why {failed}’."));
     }
@@ -151,6 +163,7 @@ async fn open(
         inputs: explanation.inputs.iter().map(Input::from).collect(),
         inputs_unlisted: explanation.inputs_unlisted,
         before: explanation.before,
+        setback_minutes: explanation.setback_minutes,
         intake_closed: explanation.intake_closed,
         agents: explanation
             .agents
@@ -163,8 +176,38 @@ async fn open(
         agent: agent.map(String::from),
         attempt: attempt.map(|attempt| attempt.to_string()),
         deferred_until: explanation.until.map(times::rfc3339),
+        held_by: extras.hold.as_ref().map(|hold| hold.by.to_string()),
+        held_at: extras.hold.as_ref().map(|hold| times::rfc3339(hold.since)),
+        demands: extras.demands.words(),
+        failures: extras.failures,
         failed_build: failed.map(|id| id.to_string()),
     })
+}
+
+/// Says what was asked for and what happened before, as far as it matters now.
+fn wishes(build: &ShownBuild, explanation: &Explanation) -> Vec<String> {
+    let mut sentences = Vec::new();
+    let extras = &explanation.extras;
+    if extras.failures > 0 {
+        let number = count(extras.failures as usize, "attempt");
+        sentences.push(format!("{number} found it failing, and it was tried again."));
+    }
+    let demands = extras.demands.words();
+    if !demands.is_empty() {
+        let demands = table::plain(&demands.join(", "));
+        sentences.push(format!("It asks for {demands}."));
+    }
+    if let (Some(hold), true) = (&extras.hold, explanation.state != ShownState::Held) {
+        sentences.push(format!("Besides, {} holds it back.", hold.by));
+    }
+    if explanation.setback_minutes > 0 && explanation.before.is_some() {
+        let minutes = count_minutes(explanation.setback_minutes);
+        sentences.push(format!(
+            "It goes back by {minutes} for what {} used lately.",
+            build.row.submitter
+        ));
+    }
+    sentences
 }
 
 impl From<&InputReason> for Input {
@@ -176,6 +219,10 @@ impl From<&InputReason> for Input {
             builds: input.builds.iter().map(ToString::to_string).collect(),
         }
     }
+}
+
+fn count_minutes(minutes: i64) -> String {
+    count(usize::try_from(minutes).unwrap_or(usize::MAX), "minute")
 }
 
 fn input_sentence(input: &InputReason) -> String {
@@ -231,11 +278,16 @@ async fn ended(coordinator: &Coordinator, build: ShownBuild) -> Result<Object, C
         inputs: Vec::new(),
         inputs_unlisted: 0,
         before: None,
+        setback_minutes: 0,
         intake_closed: None,
         agents: Vec::new(),
         agent: row.agent,
         attempt: row.attempt.map(|attempt| attempt.to_string()),
         deferred_until: None,
+        held_by: None,
+        held_at: None,
+        demands: row.extras.demands.words(),
+        failures: row.extras.failures,
         failed_build: None,
     })
 }

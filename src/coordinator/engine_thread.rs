@@ -10,14 +10,22 @@ use crate::{
         agent::SessionId,
         build::ShownState,
         change::{Change, Limits},
-        engine::{Answer, Ask, Effect, IdSource, Input, Inputs, Order, Token, Told},
+        demands::Demands,
+        engine::{
+            Answer, Ask, Authority, Effect, IdSource, Input, Inputs, Order, RetryWish, Token, Told,
+            Wanting,
+        },
         id::{AttemptId, BuildId, Name},
         store_path::{PathHash, StorePath},
+        time::Timestamp,
     },
     store::StoreError,
     telemetry::{self, Clock},
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 /// How many messages may wait for the engine; senders wait beyond that.
@@ -45,6 +53,50 @@ pub struct SubmitRequest {
     pub tags: Vec<(String, String)>,
     /// The submitter's own name for the request.
     pub key: Option<String>,
+    /// The id of the build, as the submitter has chosen it: of a request for one.
+    pub uuid: Option<BuildId>,
+    /// What each build that was named asks of its agent.
+    pub demands: Demands,
+    /// When each build that was named may be tried, if not at once.
+    pub not_before: Option<Timestamp>,
+    /// Whether a build that succeeded is an answer, too.
+    pub skip_if_built: bool,
+    /// Whether an open build is an answer, too.
+    pub skip_if_queued: bool,
+    /// The submitter's builds with all of these tags that nobody has begun are canceled; none when
+    /// empty.
+    pub replaces: Vec<(String, String)>,
+}
+
+impl SubmitRequest {
+    /// Returns a request for builds of derivations, without any wish.
+    #[must_use]
+    pub fn new(submitter: Name, roots: Vec<StorePath>) -> Self {
+        Self {
+            submitter,
+            roots,
+            inputs: Inputs::Leave,
+            priority: 0,
+            limits: Limits::default(),
+            tags: Vec::new(),
+            key: None,
+            uuid: None,
+            demands: Demands::default(),
+            not_before: None,
+            skip_if_built: false,
+            skip_if_queued: false,
+            replaces: Vec::new(),
+        }
+    }
+}
+
+/// Why nothing was submitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotSubmitted {
+    /// These derivations are not known here.
+    Unknown(Vec<PathHash>),
+    /// The chosen id is that of a build of another derivation.
+    Taken(BuildId),
 }
 
 /// The answer to a [`SubmitRequest`].
@@ -56,15 +108,18 @@ pub enum Submitted {
         builds: Vec<BuildId>,
         /// How many more were made for inputs.
         implied: usize,
+        /// Those whose place they took, which are canceled.
+        replaced: Vec<BuildId>,
     },
-    /// These derivations are not known here; nothing was changed.
-    Unknown(Vec<PathHash>),
+    /// Nothing was changed.
+    Not(NotSubmitted),
 }
 
 /// What the engine's thread is sent.
 enum Message {
     Input { make: Box<dyn FnOnce(Token) -> Input + Send>, reply: Option<oneshot::Sender<Answer>> },
     Submit { request: Box<SubmitRequest>, reply: oneshot::Sender<Submitted> },
+    Retry { builds: Vec<BuildId>, by: Authority, wish: RetryWish, reply: oneshot::Sender<Answer> },
     Attach { session: SessionId, orders: mpsc::Sender<Order> },
     Ask { question: Ask, reply: oneshot::Sender<Told> },
     CompareWithDisk { reply: oneshot::Sender<Vec<String>> },
@@ -157,6 +212,22 @@ impl EngineHandle {
     pub async fn submit(&self, request: SubmitRequest) -> Result<Submitted, EngineGone> {
         let (reply, answer) = oneshot::channel();
         let message = Message::Submit { request: Box::new(request), reply };
+        self.messages.send(message).await.map_err(|_| EngineGone)?;
+        answer.await.map_err(|_| EngineGone)
+    }
+
+    /// Asks that builds be tried again. Answered by [`Answer::Retried`].
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub async fn retry(
+        &self,
+        builds: Vec<BuildId>,
+        by: Authority,
+        wish: RetryWish,
+    ) -> Result<Answer, EngineGone> {
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Retry { builds, by, wish, reply };
         self.messages.send(message).await.map_err(|_| EngineGone)?;
         answer.await.map_err(|_| EngineGone)
     }
@@ -261,6 +332,8 @@ pub(super) struct EngineThread {
     submitters: BTreeMap<Token, oneshot::Sender<Submitted>>,
     ids: SystemIds,
     next_token: u64,
+    /// Missing inputs whose facts the engine wants.
+    wanting: VecDeque<Wanting>,
 }
 
 /// Starts the thread. The receiver gets the error that ended it, or nothing when all handles are
@@ -282,6 +355,7 @@ pub(super) fn spawn(
         submitters: BTreeMap::new(),
         ids: SystemIds::default(),
         next_token: 1,
+        wanting: VecDeque::new(),
     };
     let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new()
@@ -349,6 +423,13 @@ impl EngineThread {
                     self.turn(std::mem::take(&mut inputs))?;
                     self.submit(*request, reply)?;
                 }
+                Message::Retry { builds, by, wish, reply } => {
+                    self.turn(std::mem::take(&mut inputs))?;
+                    let token = self.token();
+                    let input = self.truth.retrial(&builds, by, wish, token)?;
+                    self.replies.insert(token, reply);
+                    self.turn(vec![input])?;
+                }
                 Message::Ask { question, reply } => {
                     self.turn(std::mem::take(&mut inputs))?;
                     // Whoever asked may have gone.
@@ -381,6 +462,15 @@ impl EngineThread {
 
     /// Steps, commits, and lets the effects out.
     fn turn(&mut self, inputs: Vec<Input>) -> Result<(), StoreError> {
+        self.one_turn(inputs)?;
+        while let Some(wanting) = self.wanting.pop_front() {
+            let supplies = self.truth.supplies(wanting)?;
+            self.one_turn(vec![supplies])?;
+        }
+        Ok(())
+    }
+
+    fn one_turn(&mut self, inputs: Vec<Input>) -> Result<(), StoreError> {
         let step = self.truth.decide(self.clock.now(), &mut self.ids, inputs);
         let effects = self.truth.keep(step)?;
         for effect in effects {
@@ -400,8 +490,8 @@ impl EngineThread {
                 self.submitters.insert(token, reply);
                 self.turn(vec![input])
             }
-            Err(unknown) => {
-                drop(reply.send(Submitted::Unknown(unknown)));
+            Err(reason) => {
+                drop(reply.send(Submitted::Not(reason)));
                 Ok(())
             }
         }
@@ -410,9 +500,9 @@ impl EngineThread {
     fn let_out(&mut self, effect: Effect) {
         match effect {
             Effect::Tell { session, order } => self.tell(session, order),
-            Effect::Reply { token, answer: Answer::Submitted { builds, implied } } => {
+            Effect::Reply { token, answer: Answer::Submitted { builds, implied, replaced } } => {
                 if let Some(reply) = self.submitters.remove(&token) {
-                    drop(reply.send(Submitted::Builds { builds, implied }));
+                    drop(reply.send(Submitted::Builds { builds, implied, replaced }));
                 }
             }
             Effect::Reply { token, answer } => {
@@ -422,6 +512,7 @@ impl EngineThread {
             }
             // Nobody may be waiting.
             Effect::Rested { build, state } => drop(self.outlets.rested.send((build, state))),
+            Effect::Supply(wanting) => self.wanting.push_back(wanting),
             Effect::SealLog { attempt } => self.outlets.logs.seal(attempt),
             Effect::Quarantined { agent, reason } => {
                 tracing::warn!(%agent, reason = telemetry::printable(reason.as_bytes()), "an agent was quarantined");
@@ -458,7 +549,6 @@ impl EngineThread {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::time::Timestamp;
 
     #[test]
     fn ids_of_one_millisecond_sort_by_creation() {

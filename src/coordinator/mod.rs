@@ -30,6 +30,7 @@ pub mod truth;
 pub mod upload;
 
 use crate::{
+    config::Config,
     core::{
         build::ShownState,
         id::{AttemptId, BuildId},
@@ -78,6 +79,8 @@ pub struct Coordinator {
     pub state_dir: PathBuf,
     /// Who is connected.
     pub monitor: Monitor,
+    /// The configuration in force, and which file it comes from.
+    pub config: Arc<tokio::sync::Mutex<Config>>,
     /// When this process began, for `status`.
     pub started_at: crate::core::time::Timestamp,
 }

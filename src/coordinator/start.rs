@@ -195,6 +195,7 @@ pub async fn start(
         dropped: Arc::default(),
         clock,
         state_dir: state_dir.to_owned(),
+        config: Arc::new(tokio::sync::Mutex::new(config.clone())),
         started_at: clock.now().wall,
         monitor: door.monitor.clone(),
     };

@@ -1,9 +1,13 @@
 //! The rules and the database together: what a step decides is kept before anybody hears of it.
 
-use super::engine_thread::SubmitRequest;
+use super::engine_thread::{NotSubmitted, SubmitRequest};
 use crate::{
     core::{
-        engine::{Effect, Engine, IdSource, Input, Settings, Step, Submission, Token},
+        engine::{
+            Authority, Effect, Engine, IdSource, Input, RetryWish, Root, Settings, Step,
+            Submission, Supplies, Token, Wanting,
+        },
+        id::BuildId,
         store_path::{PathHash, StorePath},
         time::Now,
     },
@@ -44,8 +48,8 @@ impl Truth {
         Ok(effects)
     }
 
-    /// Turns a request for builds into an input, with what the database knows of it; or returns the
-    /// derivations that are not known. Whatever was decided must have been kept.
+    /// Turns a request for builds into an input, with what the database knows of it; or returns why
+    /// that cannot be. Whatever was decided must have been kept.
     ///
     /// # Errors
     /// Any [`StoreError`] of reading.
@@ -53,13 +57,25 @@ impl Truth {
         &self,
         request: SubmitRequest,
         token: Token,
-    ) -> Result<Result<Input, Vec<PathHash>>, StoreError> {
+    ) -> Result<Result<Input, NotSubmitted>, StoreError> {
         let roots: Vec<PathHash> = request.roots.iter().map(StorePath::hash).collect();
         let key = request.key.as_deref();
-        let found = self.store.submission_facts(&roots, request.inputs, &request.submitter, key)?;
+        let mut found =
+            self.store.submission_facts(&roots, request.inputs, &request.submitter, key)?;
         if !found.unknown.is_empty() {
-            return Ok(Err(found.unknown));
+            return Ok(Err(NotSubmitted::Unknown(found.unknown)));
         }
+        for root in &mut found.roots {
+            self.find_needless(root, &request)?;
+            if let Some(id) = request.uuid {
+                match self.store.derivation_of(id)? {
+                    None => root.id = root.existing.is_none().then_some(id),
+                    Some(known) if known == root.derivation => root.existing = Some(id),
+                    Some(_) => return Ok(Err(NotSubmitted::Taken(id))),
+                }
+            }
+        }
+        let replaces = self.store.replaceable(&request.submitter, &request.replaces)?;
         let submission = Box::new(Submission {
             submitter: request.submitter,
             roots: found.roots,
@@ -69,8 +85,50 @@ impl Truth {
             limits: request.limits,
             tags: request.tags,
             key: request.key,
+            demands: request.demands.sorted(),
+            not_before: request.not_before,
+            replaces,
         });
         Ok(Ok(Input::Submit { token, submission }))
+    }
+
+    /// Looks for a build that makes another one needless, where that is enough for the submitter.
+    fn find_needless(&self, root: &mut Root, request: &SubmitRequest) -> Result<(), StoreError> {
+        if root.existing.is_none() && request.skip_if_built {
+            root.existing = self.store.successful_build(root.derivation)?;
+        }
+        if root.existing.is_none() && request.skip_if_queued {
+            root.existing = self.engine.open_build_of(root.derivation);
+        }
+        Ok(())
+    }
+
+    /// Turns a wish that builds be tried again into an input, with what the database knows of them.
+    /// Whatever was decided must have been kept.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] of reading.
+    pub fn retrial(
+        &self,
+        builds: &[BuildId],
+        by: Authority,
+        wish: RetryWish,
+        token: Token,
+    ) -> Result<Input, StoreError> {
+        let retrial = Box::new(self.store.retrial(builds, by, wish)?);
+        Ok(Input::Retry { token, retrial })
+    }
+
+    /// Brings what the engine wants to know of missing inputs. Whatever was decided must have been
+    /// kept.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] of reading.
+    pub fn supplies(&self, wanting: Wanting) -> Result<Input, StoreError> {
+        let (derivations, inputs) = (&wanting.derivations, wanting.inputs);
+        let found = self.store.facts_for(derivations, inputs)?;
+        let tags = self.store.tags_of(wanting.build)?;
+        Ok(Input::Supply(Box::new(Supplies { wanting, facts: found, tags })))
     }
 
     /// Loads the open state anew and returns how memory differs from it.
@@ -103,6 +161,12 @@ impl Truth {
                     reloaded.derivations.get(path)
                 ));
             }
+        }
+        if memory.accounts != reloaded.accounts {
+            findings.push(format!(
+                "accounts: memory says {:?}, the database {:?}",
+                memory.accounts, reloaded.accounts
+            ));
         }
         if memory.agents != reloaded.agents {
             findings.push(format!(

@@ -6,6 +6,8 @@
 //!              └── given back after an infrastructure end
 //! ```
 //!
+//! What failed or was canceled is queued again only by an explicit, recorded act.
+//!
 //! A build that was given back because its agent was lost, and that nobody took since, is allocated
 //! again under the same attempt when that agent comes back with it.
 //!
@@ -78,7 +80,7 @@ pub enum BuildEvent {
     Committed(AttemptId),
     /// The build failed.
     Failed(AttemptId),
-    /// The attempt ended through no fault of the build.
+    /// The attempt ended, and the build is tried again.
     GivenBack {
         /// The attempt that ended.
         attempt: AttemptId,
@@ -89,6 +91,26 @@ pub enum BuildEvent {
     Due,
     /// Nobody wants it any more.
     Canceled,
+    /// Somebody wants it tried again although it was over.
+    Retried,
+}
+
+/// Whose fault it was that an attempt ended and the build is tried again. Both are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The machine's, the network's, ours: the build was not found to fail.
+    Infrastructure,
+    /// The build failed.
+    Build,
+}
+
+/// That somebody holds a build back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// Who.
+    pub by: Name,
+    /// Since when.
+    pub since: Timestamp,
 }
 
 /// An event that cannot happen in a state.
@@ -128,7 +150,8 @@ pub fn next_state(state: &BuildState, event: BuildEvent) -> Result<BuildState, I
             Some(until) => S::Deferred { until },
             None => S::Queued,
         },
-        (S::Deferred { .. }, BuildEvent::Due) => S::Queued,
+        (S::Deferred { .. }, BuildEvent::Due)
+        | (S::Failed { .. } | S::Canceled, BuildEvent::Retried) => S::Queued,
         (
             S::Deferred { .. } | S::Queued | S::Allocated(_) | S::Building(_) | S::Receiving(_),
             BuildEvent::Canceled,
@@ -166,6 +189,18 @@ impl BuildState {
         }
     }
 
+    /// Returns the attempt that has the build or ended it.
+    #[must_use]
+    pub const fn attempt(&self) -> Option<AttemptId> {
+        match self {
+            Self::Allocated(lease) | Self::Building(lease) | Self::Receiving(lease) => {
+                Some(lease.attempt)
+            }
+            Self::Succeeded { attempt } | Self::Failed { attempt } => Some(*attempt),
+            Self::Deferred { .. } | Self::Queued | Self::Canceled => None,
+        }
+    }
+
     /// Tells whether nothing but an explicit act changes it any more.
     #[must_use]
     pub const fn is_final(&self) -> bool {
@@ -187,6 +222,8 @@ pub enum ShownState {
     Ready,
     /// An input failed, or an input of an input.
     Blocked,
+    /// Somebody holds it back, and nothing else is in its way for good.
+    Held,
     /// Given to an agent.
     Allocated,
     /// Being built.
@@ -203,11 +240,12 @@ pub enum ShownState {
 
 impl ShownState {
     /// All of them, in the order of a build's life.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Deferred,
         Self::Waiting,
         Self::Ready,
         Self::Blocked,
+        Self::Held,
         Self::Allocated,
         Self::Building,
         Self::Receiving,
@@ -224,6 +262,7 @@ impl ShownState {
             Self::Waiting => "waiting",
             Self::Ready => "ready",
             Self::Blocked => "blocked",
+            Self::Held => "held",
             Self::Allocated => "allocated",
             Self::Building => "building",
             Self::Receiving => "receiving",

@@ -3,11 +3,13 @@
 use super::{
     agent::{Abilities, Suspension},
     attempt::AttemptState,
-    build::BuildState,
+    build::{Blame, BuildState, Hold},
     compression::Compression,
+    demands::Demands,
     hash::Sha256,
     id::{AttemptId, BuildId, InstanceId, Name},
     path_info::PathInfo,
+    plan::Usage,
     store_path::{PathHash, StorePath},
     time::Timestamp,
 };
@@ -44,8 +46,18 @@ pub enum Change {
         from: BuildState,
         /// The state it is in now.
         to: BuildState,
+        /// Whose fault it was, when an attempt ended and the build is tried again: that is counted,
+        /// and the agent of the attempt is to be avoided.
+        blame: Option<Blame>,
         /// When.
         at: Timestamp,
+    },
+    /// Something of an open build was changed that has nothing to do with how far it is.
+    BuildAmended {
+        /// Which one.
+        build: BuildId,
+        /// What.
+        amendment: BuildAmendment,
     },
     /// An agent was given a build.
     Attempt {
@@ -55,6 +67,8 @@ pub enum Change {
         build: BuildId,
         /// By which agent.
         agent: Name,
+        /// Whether the agent emulates the system it is for.
+        emulated: bool,
         /// When.
         at: Timestamp,
     },
@@ -128,6 +142,13 @@ pub enum Change {
         name: Name,
         /// Which builds, in order.
         builds: Vec<BuildId>,
+    },
+    /// What a submitter has used of the farm.
+    Account {
+        /// Who.
+        name: Name,
+        /// How much.
+        usage: Usage,
     },
     /// An agent is forgotten.
     AgentRemoved {
@@ -261,8 +282,29 @@ pub struct BuildRecord {
     pub limits: Limits,
     /// What the submitter wants to find it by.
     pub tags: Vec<(String, String)>,
+    /// What it asks of its agent besides.
+    pub demands: Demands,
+    /// When it may be tried, if not at once.
+    pub not_before: Option<Timestamp>,
     /// Where it stands.
     pub state: BuildState,
+}
+
+/// What is changed of an open build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BuildAmendment {
+    /// Its own priority.
+    Priority(i32),
+    /// Who holds it back; nobody when absent.
+    Hold(Option<Hold>),
+    /// What it asks of its agent.
+    Demands(Demands),
+    /// It may be tried at once.
+    NotDeferred,
+    /// Whoever asked for it does so no more, but something else needs it.
+    Implied,
+    /// New values of these tags, in place of all others of the same names.
+    Tags(Vec<(String, String)>),
 }
 
 /// Why a build exists.

@@ -4,44 +4,53 @@
 //! transaction, and only then lets the effects out. A step is pure: the same state, time, ids and
 //! inputs give the same result.
 
+mod accounts;
 mod administration;
 mod agents;
+mod amend;
 mod ask;
+mod configure;
 mod contested;
 mod ignored;
 mod input;
 mod kept;
 mod lost;
+mod open;
 mod order;
 mod queueing;
 mod restore;
+mod retrial;
 mod snapshot;
 mod submit;
+mod supply;
 mod tally;
 
-pub use ask::{AgentView, Ask, Counts, Told};
+pub use ask::{AgentView, Ask, Counts, Told, Unplaceable};
 pub use ignored::Ignored;
 pub use input::{
-    Administered, Answer, Authority, Canceled, Decision, Delivery, Effect, Input, Inputs, Order,
-    Root, Submission, Token,
+    Administered, Amended, Amendment, Answer, Authority, Canceled, Decision, Delivery, Effect,
+    HoldWish, Input, Inputs, Order, Root, Submission, Token, Wanted,
 };
 pub use kept::KeptState;
+pub use open::{Build, Extras, Request};
 pub use restore::{LostAttempt, OpenBuild, Restoring, Saved, SavedAgent};
+pub use retrial::{OverBuild, Retrial, Retried, RetryWish};
 pub use snapshot::{Snapshot, SnapshotAgent, SnapshotBuild};
+pub use supply::{Supplies, Wanting};
 
 use super::{
     agent::{Agent, Capacity},
     arena::{Arena, Ix},
-    build::{BuildEvent, BuildState, Lease, ShownState, next_state},
-    change::{Change, Limits, Origin},
+    build::{Blame, BuildEvent, BuildState, Lease, next_state},
+    change::Change,
     defect::{Defect, Planted},
-    graph::{Graph, Node},
+    graph::Graph,
     id::{AttemptId, BuildId, Name},
     outcome::OutputPolicy,
-    plan::{Class, ClassIx, Queue, Rank, Strategy},
-    retry,
+    plan::{Accounts, Class, ClassIx, FairShare, Queue, Strategy},
+    retry::{self, Retries},
     table::Table,
-    time::{Monotonic, Now, Timestamp},
+    time::{Monotonic, Now},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -57,11 +66,17 @@ pub struct Settings {
     pub outputs: OutputPolicy,
     /// How many minutes of waiting one point of priority is worth.
     pub priority_step: i64,
+    /// How much those go back who used much.
+    pub fair_share: FairShare,
     /// How long an agent may be away before its builds go to others, in milliseconds.
     pub lease_ms: u64,
     /// After how many builds in a row that ended through its fault an agent is quarantined; never
     /// when 0.
     pub quarantine_after: u8,
+    /// Whether builds are made for inputs that an agent found missing.
+    pub build_missing: bool,
+    /// How often a build that failed is tried again by itself.
+    pub retries: Retries,
     /// The mistake that a simulation has planted.
     pub planted: Planted,
 }
@@ -72,8 +87,11 @@ impl Default for Settings {
             strategy: Strategy::default(),
             outputs: OutputPolicy::default(),
             priority_step: 5,
+            fair_share: FairShare::default(),
             lease_ms: 20 * 60 * 1_000,
             quarantine_after: 5,
+            build_missing: false,
+            retries: Retries::NONE,
             planted: Planted::default(),
         }
     }
@@ -94,69 +112,6 @@ pub struct Step {
     pub effects: Vec<Effect>,
 }
 
-/// An open build.
-#[derive(Debug, Clone)]
-pub struct Build {
-    /// Its id.
-    pub id: BuildId,
-    /// Its derivation.
-    pub node: Ix<Node>,
-    /// Where it stands.
-    pub state: KeptState,
-    /// Why it exists.
-    pub origin: Origin,
-    /// What it has in common with the others of its submission.
-    pub request: Arc<Request>,
-    /// Nothing for most.
-    past: Option<Box<Past>>,
-    /// Under which rank it is in its ready set; most are not in one.
-    queued_as: Option<Box<Rank>>,
-    /// How it is counted, and what those who wait were told.
-    shown: ShownState,
-}
-
-/// What the builds of one submission have in common.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Request {
-    /// Who asked for them.
-    pub submitter: Name,
-    /// The priority of each.
-    pub priority: i32,
-    /// When they were asked for.
-    pub submitted: Timestamp,
-    /// How long each may run and be silent.
-    pub limits: Limits,
-}
-
-/// What attempts that are over left of a build.
-#[derive(Debug, Clone, Default)]
-struct Past {
-    /// How many of its attempts ended through no fault of its own.
-    infrastructure_ends: u32,
-    /// The agent whose attempt ended so last; others are asked first.
-    avoid: Option<Name>,
-    /// When it is queued again, while it is deferred.
-    due: Option<Monotonic>,
-}
-
-impl Build {
-    /// Returns how many of its attempts ended through no fault of its own.
-    #[must_use]
-    pub fn infrastructure_ends(&self) -> u32 {
-        self.past.as_ref().map_or(0, |past| past.infrastructure_ends)
-    }
-
-    /// Returns the agent whose attempt ended so last; others are asked first.
-    #[must_use]
-    pub fn avoid(&self) -> Option<&Name> {
-        self.past.as_ref()?.avoid.as_ref()
-    }
-
-    fn past_mut(&mut self) -> &mut Past {
-        self.past.get_or_insert_default()
-    }
-}
-
 /// All open state. One thread owns it.
 #[derive(Debug, Clone)]
 pub struct Engine {
@@ -167,6 +122,7 @@ pub struct Engine {
     by_id: Table,
     by_attempt: BTreeMap<AttemptId, Ix<Build>>,
     agents: BTreeMap<Name, Agent>,
+    accounts: Accounts,
     /// Deferred builds by when they are queued again: on the monotonic clock, so that a jump of the
     /// wall clock neither holds them back for years nor lets them all go at once.
     deferred: BTreeSet<(Monotonic, Ix<Build>)>,
@@ -190,6 +146,10 @@ pub struct Engine {
 struct Turn<'a> {
     now: Now,
     ids: &'a mut dyn IdSource,
+    /// What builds share that changed.
+    requests: open::Requests,
+    /// Whose account was charged.
+    charged: BTreeSet<Name>,
     out: Step,
 }
 
@@ -205,6 +165,7 @@ impl Engine {
             by_id: Table::default(),
             by_attempt: BTreeMap::new(),
             agents: BTreeMap::new(),
+            accounts: Accounts::default(),
             deferred: BTreeSet::new(),
             tally: tally::Tally::default(),
             last_class: None,
@@ -218,14 +179,22 @@ impl Engine {
 
     /// Takes in what arrived, in order, together with the passing of time.
     pub fn step(&mut self, now: Now, ids: &mut dyn IdSource, inputs: Vec<Input>) -> Step {
-        let mut turn = Turn { now, ids, out: Step::default() };
+        let mut turn = Turn {
+            now,
+            ids,
+            requests: open::Requests::default(),
+            charged: BTreeSet::new(),
+            out: Step::default(),
+        };
         self.pass_time(&mut turn);
         self.pass_deadlines(&mut turn);
         for input in inputs {
             self.take(&mut turn, input);
         }
         self.refresh_ready(&mut turn);
+        self.ask_for_supplies(&mut turn);
         self.allocate(&mut turn);
+        self.note_charges(&mut turn);
         turn.out
     }
 
@@ -233,7 +202,7 @@ impl Engine {
     /// milliseconds; `None` when only an input can change anything.
     #[must_use]
     pub fn wakes_in_ms(&self, now: Now) -> Option<u64> {
-        if self.graph.has_touched() {
+        if self.graph.has_touched() || self.graph.has_unsupplied() {
             return Some(0);
         }
         let forgets = self.settings.planted.is(Defect::DeferredWakeForgotten);
@@ -251,7 +220,15 @@ impl Engine {
     fn take(&mut self, turn: &mut Turn<'_>, input: Input) {
         match input {
             Input::Submit { token, submission } => self.submit(turn, token, &submission),
-            Input::Cancel { token, builds, by } => self.cancel(turn, token, &builds, &by),
+            Input::Cancel { token, builds, by, wanted } => {
+                self.cancel(turn, token, &builds, &by, wanted);
+            }
+            Input::Amend { token, builds, by, amendment } => {
+                self.amend(turn, token, &builds, &by, &amendment);
+            }
+            Input::Retry { token, retrial } => self.retry(turn, token, *retrial),
+            Input::Supply(supplies) => self.supply(turn, *supplies),
+            Input::Configure { token, settings } => self.configure(turn, token, settings),
             Input::Record { token, changes } => self.record(turn, token, changes),
             Input::Join { session, name, instance, abilities, held, capacity } => {
                 self.join(turn, session, &name, instance, abilities, &held);
@@ -286,6 +263,17 @@ impl Engine {
     /// # Panics
     /// When the event does not fit the state: callers look at the lease first.
     fn apply(&mut self, turn: &mut Turn<'_>, ix: Ix<Build>, event: BuildEvent) {
+        self.apply_blaming(turn, ix, event, None);
+    }
+
+    /// Does what [`Engine::apply`] does, and counts an attempt that ended.
+    fn apply_blaming(
+        &mut self,
+        turn: &mut Turn<'_>,
+        ix: Ix<Build>,
+        event: BuildEvent,
+        blame: Option<Blame>,
+    ) {
         let build = &self.builds[ix];
         let (id, from) = (build.id, BuildState::clone(&build.state));
         let to = next_state(&from, event).expect("the caller checked that the event fits");
@@ -298,7 +286,7 @@ impl Engine {
             agent.sending.remove(&ix);
             self.by_attempt.remove(&lease.attempt);
         }
-        if let Some(due) = self.builds[ix].past.as_mut().and_then(|past| past.due.take()) {
+        if let Some(due) = self.builds[ix].take_due() {
             self.deferred.remove(&(due, ix));
         }
         self.index_state(turn.now, ix, &to);
@@ -310,7 +298,8 @@ impl Engine {
         if matches!(from, BuildState::Receiving(_)) {
             self.forget_contested();
         }
-        turn.out.changes.push(Change::BuildMoved { build: id, from, to, at: turn.now.wall });
+        let at = turn.now.wall;
+        turn.out.changes.push(Change::BuildMoved { build: id, from, to, blame, at });
         if !self.builds[ix].state.is_final() && self.builds[ix].state.lease().is_none() {
             // What its inputs did meanwhile decides: ready, waiting or blocked.
             self.graph.touch(self.builds[ix].node);
@@ -330,7 +319,7 @@ impl Engine {
         }
         if let BuildState::Deferred { until } = state {
             let due = retry::due(*until, now);
-            self.builds[ix].past_mut().due = Some(due);
+            self.builds[ix].rare_mut().due = Some(due);
             self.deferred.insert((due, ix));
         }
     }

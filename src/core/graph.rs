@@ -12,6 +12,7 @@ mod load;
 mod names;
 mod node;
 mod spread;
+mod supply;
 
 pub use load::LoadError;
 pub use node::Node;
@@ -29,7 +30,10 @@ use super::{
 };
 use names::Names;
 use node::Output;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// How a derivation stands, as those see it that need it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -137,6 +141,8 @@ pub struct Graph {
     dirs: BTreeMap<ClassIx, StoreDir>,
     /// Nodes with the mark of the same name; and perhaps others, which have gone since.
     touched: Vec<Ix<Node>>,
+    /// Nodes that are needed and missing, since somebody last asked.
+    unsupplied: BTreeSet<Ix<Node>>,
 }
 
 impl Graph {
@@ -156,6 +162,7 @@ impl Graph {
             last_ends: BTreeMap::new(),
             dirs: BTreeMap::new(),
             touched: Vec::new(),
+            unsupplied: BTreeSet::new(),
         }
     }
 
@@ -241,6 +248,25 @@ impl Graph {
     #[must_use]
     pub const fn has_touched(&self) -> bool {
         !self.touched.is_empty()
+    }
+
+    /// Makes [`Graph::take_touched`] and [`Graph::take_unsupplied`] return everything.
+    pub fn touch_all(&mut self) {
+        for ix in self.nodes.indices() {
+            self.touch(ix);
+            self.unsupplied.insert(ix);
+        }
+    }
+
+    /// Takes another strategy and recounts what every build waits for.
+    pub fn set_strategy(&mut self, strategy: Strategy) {
+        self.strategy = strategy;
+        for ix in self.nodes.indices() {
+            let inputs = self.inputs(ix).iter();
+            let waiting = inputs.filter(|input| strategy.waits_for(self.nodes[**input].standing));
+            let waiting = u32::try_from(waiting.count()).unwrap_or(u32::MAX);
+            self.nodes[ix].waiting = waiting;
+        }
     }
 
     /// Returns the node of a derivation, putting it in when it is new.
@@ -392,6 +418,15 @@ impl Graph {
         news
     }
 
+    /// Takes something else for the last end of a derivation's builds, because one that was over is
+    /// opened again. It shows once that is attached.
+    pub fn correct_last_end(&mut self, ix: Ix<Node>, end: Option<LastEnd>) {
+        match end.filter(|_| self.unheld(ix) > 0) {
+            Some(end) => self.last_ends.insert(ix, end),
+            None => self.last_ends.remove(&ix),
+        };
+    }
+
     /// Makes [`Graph::take_touched`] return a node.
     pub fn touch(&mut self, ix: Ix<Node>) {
         let node = &mut self.nodes[ix];
@@ -416,6 +451,7 @@ impl Graph {
         self.outputs.drop_list(&mut node.outputs);
         self.edges.drop_list(&mut node.dependents);
         self.last_ends.remove(&ix);
+        self.unsupplied.remove(&ix);
         self.names.forget(node.name);
         if self.names.are_sparse() {
             let names = self.nodes.values_mut().map(|node| &mut node.name);

@@ -46,6 +46,13 @@ macro_rules! uuid_id {
                 let millis = u64::try_from(now.as_ms()).unwrap_or(0);
                 Self(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
             }
+
+            /// Returns the time that the id was made of, if it is one of ours.
+            #[must_use]
+            pub const fn made_at(&self) -> super::time::Timestamp {
+                let [a, b, c, d, e, f, ..] = *self.as_bytes();
+                super::time::Timestamp::from_ms(i64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+            }
         }
 
         impl fmt::Display for $name {

@@ -15,6 +15,7 @@ pub mod change;
 pub mod compression;
 pub mod content;
 pub mod defect;
+pub mod demands;
 pub mod derivation;
 pub mod engine;
 pub mod graph;

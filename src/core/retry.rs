@@ -1,7 +1,8 @@
-//! When a build is tried again after an infrastructure end.
+//! When a build is tried again: after an infrastructure end always, after a failure as often as the
+//! operator wants.
 
 use super::{
-    outcome::{AttemptEnd, SetupFailure},
+    outcome::{AttemptEnd, BuildFailure, SetupFailure},
     time::{Monotonic, Now, Timestamp},
 };
 
@@ -25,16 +26,88 @@ pub fn next_try(end: &AttemptEnd, infrastructure_ends: u32, now: Timestamp) -> O
         AttemptEnd::AgentLost
         | AttemptEnd::SetupFailed(_)
         | AttemptEnd::UploadFailed(_)
-        | AttemptEnd::Rejected(_) => {
-            let exponent = infrastructure_ends.saturating_sub(1).min(16);
-            let pause = FIRST_PAUSE_MS.saturating_mul(FACTOR.saturating_pow(exponent));
-            Some(now.plus_ms(pause.min(PAUSE_MS_MAX)))
-        }
+        | AttemptEnd::Rejected(_) => Some(now.plus_ms(pause_ms(infrastructure_ends))),
         AttemptEnd::Drained
         | AttemptEnd::Succeeded
         | AttemptEnd::Failed(_)
         | AttemptEnd::Canceled => None,
     }
+}
+
+/// How often a build that failed is tried again by itself, by how it failed. It counts all failures
+/// of the build that were followed by another try, whatever their kind and whoever wanted it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Retries {
+    /// The builder exited with another status than 0.
+    pub exit: u8,
+    /// The builder was ended by a signal.
+    pub signal: u8,
+    /// It took too long.
+    pub timeout: u8,
+    /// It was silent for too long.
+    pub silent: u8,
+    /// It ran out of memory.
+    pub oom: u8,
+    /// It left an output out.
+    pub no_output: u8,
+    /// A fixed output is not what was promised.
+    pub hash_mismatch: u8,
+    /// The daemon refused the outputs.
+    pub output_rejected: u8,
+    /// Whether what failed under emulation is tried once more where the system is native, as long
+    /// as an agent is known that could.
+    pub emulated: bool,
+}
+
+impl Retries {
+    /// Never.
+    pub const NONE: Self = Self {
+        exit: 0,
+        signal: 0,
+        timeout: 0,
+        silent: 0,
+        oom: 0,
+        no_output: 0,
+        hash_mismatch: 0,
+        output_rejected: 0,
+        emulated: false,
+    };
+
+    /// Returns how often a build that failed so is tried again.
+    #[must_use]
+    pub const fn after(&self, failure: &BuildFailure) -> u8 {
+        match failure {
+            BuildFailure::Exit(_) => self.exit,
+            BuildFailure::Signal(_) => self.signal,
+            BuildFailure::Timeout => self.timeout,
+            BuildFailure::Silent => self.silent,
+            BuildFailure::OutOfMemory => self.oom,
+            BuildFailure::NoOutput(_) => self.no_output,
+            BuildFailure::HashMismatch { .. } => self.hash_mismatch,
+            BuildFailure::OutputRejected(_) => self.output_rejected,
+        }
+    }
+}
+
+impl Default for Retries {
+    /// A signal and a lack of memory are often the machine's; what an emulator breaks is no failure
+    /// of the build. All else is believed.
+    fn default() -> Self {
+        Self { signal: 1, oom: 1, emulated: true, ..Self::NONE }
+    }
+}
+
+/// Returns when a build that failed so often is tried again.
+#[must_use]
+pub fn next_try_after_failure(failures: u32, now: Timestamp) -> Timestamp {
+    now.plus_ms(pause_ms(failures))
+}
+
+/// Returns how long the pause after so many ends is, in milliseconds.
+fn pause_ms(ends: u32) -> i64 {
+    let exponent = ends.saturating_sub(1).min(16);
+    FIRST_PAUSE_MS.saturating_mul(FACTOR.saturating_pow(exponent)).min(PAUSE_MS_MAX)
 }
 
 /// Returns when a pause is over on the monotonic clock. It is never longer from now than the longest

@@ -17,7 +17,7 @@ use crate::{
         agent::SessionId,
         change::Change,
         defect::{Defect, Planted},
-        engine::{Answer, Authority, Decision, Effect, Input, Order, Step, Token},
+        engine::{Answer, Authority, Decision, Effect, Input, Order, Step, Token, Wanted},
         id::{AttemptId, BuildId, Name},
         time::{Monotonic, Now, Timestamp},
     },
@@ -227,7 +227,8 @@ impl World {
                 }
                 Message::Cancel { request, builds, by } => {
                     let token = self.token(Waiter::Person(request));
-                    inputs.push(Input::Cancel { token, builds, by });
+                    let wanted = Wanted::Goes;
+                    inputs.push(Input::Cancel { token, builds, by, wanted });
                 }
                 Message::Administer { agent, decision } => {
                     // Nobody waits for the answer.
@@ -414,6 +415,7 @@ impl World {
             Effect::Tell { .. }
             | Effect::Rested { .. }
             | Effect::SealLog { .. }
+            | Effect::Supply(_)
             | Effect::Quarantined { .. } => false,
         };
         let early: Vec<Effect> = step.effects.iter().filter(is_early).cloned().collect();
@@ -465,7 +467,8 @@ impl World {
                 note!(self, "{} rests as {state}", Short(build.as_bytes()));
             }
             // A log that is over is not touched, and one that is taken back goes on where it was.
-            Effect::SealLog { .. } => {}
+            // Missing inputs are not built there.
+            Effect::SealLog { .. } | Effect::Supply(_) => {}
             Effect::Quarantined { agent, reason } => {
                 note!(self, "{agent} is quarantined: {reason}");
             }

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     coordinator::engine_thread::SubmitRequest,
     core::{
-        change::{Change, Limits, NarOrigin},
+        change::{Change, NarOrigin},
         engine::{Answer, Authority, Canceled, Input, Inputs},
         id::{AttemptId, BuildId, Name},
         store_path::StorePath,
@@ -40,7 +40,7 @@ pub(super) enum PersonEvent {
 /// What was asked for.
 #[derive(Debug, Clone)]
 enum Wish {
-    Submit(SubmitRequest),
+    Submit(Box<SubmitRequest>),
     Cancel(Vec<BuildId>, Authority),
 }
 
@@ -99,7 +99,7 @@ impl World {
                 Wish::Cancel(vec![build], by)
             }
             2 => return self.bring_nar(),
-            _ => Wish::Submit(self.submission()),
+            _ => Wish::Submit(Box::new(self.submission())),
         };
         self.people.next += 1;
         let request = self.people.next;
@@ -122,14 +122,12 @@ impl World {
             })
             .collect();
         let key = self.chance.permille(600).then(|| format!("k{}", self.chance.below(5)));
+        let submitter = self.somebody();
         SubmitRequest {
-            submitter: self.somebody(),
-            roots,
             inputs: if self.chance.permille(800) { Inputs::Build } else { Inputs::Leave },
             priority: *self.chance.pick(&[0, 0, 0, 5, -3, 40]),
-            limits: Limits::default(),
-            tags: Vec::new(),
             key,
+            ..SubmitRequest::new(submitter, roots)
         }
     }
 
@@ -169,7 +167,7 @@ impl World {
                     |place: &usize| Change::Derivation(self.farm.recipes[*place].record.clone());
                 let changes = closure.iter().map(facts).collect();
                 self.coordinator_takes(Message::Input(Input::Record { token: None, changes }));
-                self.coordinator_takes(Message::Submit { request, wanted: Box::new(wanted) });
+                self.coordinator_takes(Message::Submit { request, wanted });
             }
             Wish::Cancel(builds, by) => {
                 note!(self, "somebody cancels {}", Short(builds[0].as_bytes()));

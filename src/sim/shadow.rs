@@ -180,7 +180,7 @@ impl Shadow {
                 ..
             } => self.end_attempt(step, *attempt, end, findings),
             Change::AttemptReadopted { attempt, .. } => self.readopt(step, *attempt, findings),
-            Change::BuildMoved { build, from, to, at } => {
+            Change::BuildMoved { build, from, to, at, .. } => {
                 self.move_build(step, *build, (from, to, *at), farm, findings);
             }
             Change::Nar(nar) => {
@@ -204,6 +204,8 @@ impl Shadow {
                 self.report(*attempt, agent, outputs, findings);
             }
             Change::AgentFailures { .. }
+            | Change::BuildAmended { .. }
+            | Change::Account { .. }
             | Change::AttemptMoved { .. }
             | Change::Derivation(_)
             | Change::Agent { .. }

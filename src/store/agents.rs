@@ -150,7 +150,7 @@ impl Reader {
             .connection
             .prepare_cached(
                 "SELECT id, build, agent, state, allocated_at, started_at, built_at, ended_at,
-                    detail, disputed, readopted_at, reported_at
+                    detail, disputed, readopted_at, reported_at, emulated
                  FROM attempts WHERE agent = :agent
                  ORDER BY allocated_at DESC, id DESC LIMIT :limit",
             )

@@ -3,10 +3,10 @@
 //! Every transition names the state it starts from and must find exactly that row; anything else
 //! means that memory and disk have parted, and the process must restart from the database.
 
-use super::{Store, StoreError, agents, disputes, doing, nars, unwritten};
+use super::{Store, StoreError, accounts, agents, amendments, disputes, doing, nars, unwritten};
 use crate::core::{
     attempt::AttemptState,
-    build::BuildState,
+    build::{Blame, BuildState},
     change::{BuildRecord, Change, Origin, OutputRecord, Verdict},
     id::{AttemptId, BuildId, Name},
     outcome::AttemptEnd,
@@ -56,11 +56,15 @@ impl Store {
                 unwritten::sign(&self.connection, *path, signatures)
             }
             Change::Build(record) => insert_build(&self.connection, record),
-            Change::BuildMoved { build, from, to, at } => {
-                move_build(&self.connection, *build, from, to, *at)
+            Change::BuildMoved { build, from, to, blame, at } => {
+                move_build(&self.connection, *build, (from, to), *blame, *at)
             }
-            Change::Attempt { attempt, build, agent, at } => {
-                insert_attempt(&self.connection, *attempt, *build, agent, *at)
+            Change::BuildAmended { build, amendment } => {
+                amendments::amend(&self.connection, *build, amendment)
+            }
+            Change::Attempt { attempt, build, agent, emulated, at } => {
+                let ids = (*attempt, *build);
+                insert_attempt(&self.connection, ids, agent, *emulated, *at)
             }
             Change::AttemptMoved { attempt, to, at } => {
                 move_attempt(&self.connection, *attempt, to, *at)
@@ -87,6 +91,7 @@ impl Store {
             Change::AgentFailures { name, builds } => {
                 agents::note_failures(&self.connection, name, builds)
             }
+            Change::Account { name, usage } => accounts::charge(&self.connection, name, *usage),
             Change::AgentRemoved { name } => agents::remove(&self.connection, name),
             Change::Missing { path, at } => nars::insert_missing(&self.connection, *path, *at),
             Change::Published { path, at } => nars::mark_published(&self.connection, *path, *at),
@@ -113,12 +118,13 @@ fn insert_build(connection: &Connection, record: &BuildRecord) -> Result<(), Sto
         Origin::Asked => "asked",
         Origin::Implied => "implied",
     };
+    let demands = amendments::demands_json(&record.demands)?;
     let inserted = connection
         .prepare_cached(
             "INSERT INTO builds (id, derivation, origin, submitter, key, priority, submitted_at,
-                timeout_ms, max_silent_ms, state, state_at)
+                timeout_ms, max_silent_ms, state, state_at, deferred_until, demands, not_before)
              SELECT :id, derivations.id, :origin, :submitter, :key, :priority, :submitted_at,
-                :timeout_ms, :max_silent_ms, :state, :submitted_at
+                :timeout_ms, :max_silent_ms, :state, :submitted_at, :until, :demands, :not_before
              FROM derivations WHERE hash = :derivation",
         )
         .and_then(|mut insert| {
@@ -128,45 +134,20 @@ fn insert_build(connection: &Connection, record: &BuildRecord) -> Result<(), Sto
                 ":priority": record.priority, ":submitted_at": record.submitted.as_ms(),
                 ":timeout_ms": record.limits.timeout_ms.map(nars::stored_size),
                 ":max_silent_ms": record.limits.max_silent_ms.map(nars::stored_size),
-                ":state": record.state.word(),
+                ":state": record.state.word(), ":until": deferred_until(&record.state),
+                ":demands": demands, ":not_before": record.not_before.map(Timestamp::as_ms),
             })
         })
         .map_err(doing("insert a build"))?;
     if inserted != 1 {
         return Err(StoreError::Diverged(format!("build {} has no derivation", record.id)));
     }
-    for (name, value) in &record.tags {
-        connection
-            .prepare_cached(
-                "INSERT OR IGNORE INTO build_tags (name, value, build)
-                 VALUES (:name, :value, :build)",
-            )
-            .and_then(|mut insert| {
-                insert.execute(named_params! {
-                    ":name": name, ":value": value, ":build": record.id.as_bytes(),
-                })
-            })
-            .map_err(doing("tag a build"))?;
-    }
-    Ok(())
+    amendments::insert_tags(connection, record.id, &record.tags)
 }
 
-/// Moves a build. Leaving a lease without a result counts, and names the agent to avoid.
-fn move_build(
-    connection: &Connection,
-    build: BuildId,
-    from: &BuildState,
-    to: &BuildState,
-    at: Timestamp,
-) -> Result<(), StoreError> {
-    let attempt = match to {
-        BuildState::Succeeded { attempt } | BuildState::Failed { attempt } => Some(*attempt),
-        BuildState::Allocated(lease)
-        | BuildState::Building(lease)
-        | BuildState::Receiving(lease) => Some(lease.attempt),
-        BuildState::Deferred { .. } | BuildState::Queued | BuildState::Canceled => None,
-    };
-    let until = match to {
+/// Returns when a deferred build is queued again, in milliseconds.
+const fn deferred_until(state: &BuildState) -> Option<i64> {
+    match state {
         BuildState::Deferred { until } => Some(until.as_ms()),
         BuildState::Queued
         | BuildState::Allocated(_)
@@ -175,23 +156,40 @@ fn move_build(
         | BuildState::Succeeded { .. }
         | BuildState::Failed { .. }
         | BuildState::Canceled => None,
+    }
+}
+
+/// Moves a build. When an attempt ended and the build is tried again, that counts, and its agent is
+/// to be avoided.
+fn move_build(
+    connection: &Connection,
+    build: BuildId,
+    (from, to): (&BuildState, &BuildState),
+    blame: Option<Blame>,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    let (infrastructure, failures) = match blame {
+        None => (0, 0),
+        Some(Blame::Infrastructure) => (1, 0),
+        Some(Blame::Build) => (0, 1),
     };
-    let given_back = matches!(to, BuildState::Queued | BuildState::Deferred { .. });
-    let avoid = from.lease().filter(|_| given_back).map(|lease| lease.agent.as_str());
+    let (holder, attempt) = (from.attempt(), to.attempt());
     let moved = connection
         .prepare_cached(
             "UPDATE builds SET state = :to, state_at = :at, attempt = :attempt,
                 deferred_until = :until,
-                infrastructure_ends = infrastructure_ends + (:avoid IS NOT NULL),
-                avoid = coalesce(:avoid, avoid)
+                infrastructure_ends = infrastructure_ends + :infrastructure,
+                failures = failures + :failures,
+                avoid = CASE :infrastructure + :failures WHEN 0 THEN avoid
+                    ELSE (SELECT agent FROM attempts WHERE id = :holder) END
              WHERE id = :id AND state = :from AND attempt IS :holder",
         )
         .and_then(|mut update| {
             update.execute(named_params! {
                 ":id": build.as_bytes(), ":from": from.word(), ":to": to.word(),
                 ":at": at.as_ms(), ":attempt": attempt.as_ref().map(AttemptId::as_bytes),
-                ":until": until, ":avoid": avoid,
-                ":holder": from.lease().map(|lease| lease.attempt.as_bytes()),
+                ":until": deferred_until(to), ":infrastructure": infrastructure,
+                ":failures": failures, ":holder": holder.as_ref().map(AttemptId::as_bytes),
             })
         })
         .map_err(doing("move a build"))?;
@@ -203,20 +201,20 @@ fn move_build(
 
 fn insert_attempt(
     connection: &Connection,
-    attempt: AttemptId,
-    build: BuildId,
+    (attempt, build): (AttemptId, BuildId),
     agent: &Name,
+    emulated: bool,
     at: Timestamp,
 ) -> Result<(), StoreError> {
     connection
         .prepare_cached(
-            "INSERT INTO attempts (id, build, agent, state, allocated_at)
-             VALUES (:id, :build, :agent, 'allocated', :at)",
+            "INSERT INTO attempts (id, build, agent, state, allocated_at, emulated)
+             VALUES (:id, :build, :agent, 'allocated', :at, :emulated)",
         )
         .and_then(|mut insert| {
             insert.execute(named_params! {
                 ":id": attempt.as_bytes(), ":build": build.as_bytes(),
-                ":agent": agent.as_str(), ":at": at.as_ms(),
+                ":agent": agent.as_str(), ":at": at.as_ms(), ":emulated": emulated,
             })
         })
         .map(drop)

@@ -50,8 +50,20 @@ impl Store {
                 Some(key) => self.build_by_key(submitter, *derivation, key)?,
                 None => None,
             };
-            found.roots.push(Root { derivation: *derivation, existing });
+            found.roots.push(Root { derivation: *derivation, existing, id: None });
         }
+        self.find_facts(roots, inputs, &mut found)?;
+        view.finish().map_err(doing("end to read"))?;
+        Ok(found)
+    }
+
+    /// Reads the facts of roots and of what belongs to them.
+    fn find_facts(
+        &self,
+        roots: &[PathHash],
+        inputs: Inputs,
+        found: &mut SubmissionFacts,
+    ) -> Result<(), StoreError> {
         // A root may be met as an input of another first, and is a root all the same.
         let is_root: BTreeSet<PathHash> = roots.iter().copied().collect();
         let mut seen: HashSet<PathHash> = HashSet::new();
@@ -71,12 +83,37 @@ impl Store {
             }
             found.facts.push(facts);
         }
+        Ok(())
+    }
+
+    /// Returns the facts of derivations and their inputs, as for a submission; what is not known is
+    /// left out.
+    ///
+    /// # Errors
+    /// [`StoreError::Sql`] and [`StoreError::Damaged`].
+    pub fn facts_for(
+        &self,
+        derivations: &[PathHash],
+        inputs: Inputs,
+    ) -> Result<Vec<Facts>, StoreError> {
+        let view = self.connection.unchecked_transaction().map_err(doing("begin to read"))?;
+        let mut found = SubmissionFacts { roots: Vec::new(), facts: Vec::new(), unknown: vec![] };
+        self.find_facts(derivations, inputs, &mut found)?;
         view.finish().map_err(doing("end to read"))?;
-        Ok(found)
+        Ok(found.facts)
     }
 
     /// Returns the facts of one derivation; `None` when it is not known.
     pub(super) fn facts(&self, hash: PathHash) -> Result<Option<Facts>, StoreError> {
+        self.facts_without(hash, &BTreeSet::new())
+    }
+
+    /// Returns what [`Store::facts`] does, as if some builds had never ended.
+    pub(super) fn facts_without(
+        &self,
+        hash: PathHash,
+        except: &BTreeSet<BuildId>,
+    ) -> Result<Option<Facts>, StoreError> {
         let found = self
             .connection
             .prepare_cached("SELECT id, hash, name, class, inputs, store_dir FROM derivations WHERE hash = :hash")
@@ -85,7 +122,7 @@ impl Store {
                 select.query_row(hash, |row| Ok(self.derivation(row))).optional()
             })
             .map_err(doing("read a derivation"))?;
-        self.complete(found.transpose()?)
+        self.complete(found.transpose()?, except)
     }
 
     /// Returns the facts of the derivation in a row; `None` when there is no such row.
@@ -100,13 +137,17 @@ impl Store {
                 select.query_row(id, |row| Ok(self.derivation(row))).optional()
             })
             .map_err(doing("read a derivation"))?;
-        self.complete(found.transpose()?)
+        self.complete(found.transpose()?, &BTreeSet::new())
     }
 
-    fn complete(&self, found: Option<(i64, Facts)>) -> Result<Option<Facts>, StoreError> {
+    fn complete(
+        &self,
+        found: Option<(i64, Facts)>,
+        except: &BTreeSet<BuildId>,
+    ) -> Result<Option<Facts>, StoreError> {
         let Some((id, mut facts)) = found else { return Ok(None) };
         self.add_outputs(id, &mut facts)?;
-        self.add_last_end(id, &mut facts)?;
+        self.add_last_end(id, &mut facts, except)?;
         Ok(Some(facts))
     }
 
@@ -176,12 +217,13 @@ impl Store {
         Ok(())
     }
 
-    /// Adds the last end of a derivation's builds, in the order that [`LastEnd`] describes. Of a
-    /// derivation whose outputs are all held it tells nothing.
+    /// Adds the last end of a derivation's builds, in the order that [`LastEnd`] describes, as if
+    /// some had never ended. Of a derivation whose outputs are all held it tells nothing.
     pub(super) fn add_last_end(
         &self,
         derivation: i64,
         facts: &mut Facts,
+        except: &BTreeSet<BuildId>,
     ) -> Result<(), StoreError> {
         if facts.outputs.iter().all(|(_, held)| *held == Held::Yes) {
             return Ok(());
@@ -191,21 +233,26 @@ impl Store {
             .prepare_cached(
                 "SELECT state_at, id, state = 'failed' FROM builds
                  WHERE derivation = :derivation AND state IN ('succeeded', 'failed')
-                 ORDER BY state_at DESC, id DESC LIMIT 1",
+                 ORDER BY state_at DESC, id DESC LIMIT :limit",
             )
             .map_err(doing("read the last end of a derivation"))?;
+        let limit = i64::try_from(except.len()).unwrap_or(i64::MAX).saturating_add(1);
         let mut rows = select
-            .query(named_params! { ":derivation": derivation })
+            .query(named_params! { ":derivation": derivation, ":limit": limit })
             .map_err(doing("read the last end of a derivation"))?;
-        let Some(row) = rows.next().map_err(doing("read the last end of a derivation"))? else {
-            return Ok(());
-        };
-        let failed = row::integer("builds", row, 2)? != 0;
-        facts.last_end = Some(LastEnd {
-            at: Timestamp::from_ms(row::integer("builds", row, 0)?),
-            build: BuildId::from_bytes(row::bytes("builds", row::blob("builds", row, 1)?)?),
-            result: if failed { EndResult::Failed } else { EndResult::Succeeded },
-        });
+        while let Some(row) = rows.next().map_err(doing("read the last end of a derivation"))? {
+            let id = BuildId::from_bytes(row::bytes("builds", row::blob("builds", row, 1)?)?);
+            if except.contains(&id) {
+                continue;
+            }
+            let failed = row::integer("builds", row, 2)? != 0;
+            facts.last_end = Some(LastEnd {
+                at: Timestamp::from_ms(row::integer("builds", row, 0)?),
+                build: id,
+                result: if failed { EndResult::Failed } else { EndResult::Succeeded },
+            });
+            break;
+        }
         Ok(())
     }
 

@@ -5,8 +5,10 @@
 
 use super::{Store, StoreError, doing, facts, row};
 use crate::core::{
+    build::Hold,
     change::{Limits, Origin},
-    engine::{Engine, LostAttempt, OpenBuild, Restoring, Settings},
+    demands::Demands,
+    engine::{Engine, Extras, LostAttempt, OpenBuild, Restoring, Settings},
     graph::{Facts, Held},
     id::{AttemptId, BuildId},
     outcome::{AttemptEnd, OutputPolicy},
@@ -14,6 +16,7 @@ use crate::core::{
     time::{Now, Timestamp},
 };
 use rusqlite::{Row, Rows, named_params};
+use std::collections::BTreeSet;
 
 /// When one derivation in so many or more has an open build, all of them are scanned; else those
 /// that are needed are looked up. To look one up costs about as much as to scan four.
@@ -32,6 +35,7 @@ impl Store {
     }
 
     fn load_into(&self, into: &mut Restoring) -> Result<(), StoreError> {
+        self.accounts()?.iter().for_each(|(name, usage)| into.account(name, *usage));
         self.agents()?.into_iter().for_each(|agent| into.agent(agent));
         let (mut rows, retried) = self.load_builds(into)?;
         rows.sort_unstable();
@@ -51,7 +55,7 @@ impl Store {
             }
         }
         for build in retried {
-            self.lost_attempts(build, into)?;
+            self.lost_attempts(build, |lost| into.lost(lost))?;
         }
         Ok(())
     }
@@ -59,18 +63,11 @@ impl Store {
     /// Hands all open builds on. Returns the rows of their derivations, and which of them may have
     /// lost attempts: to lose an agent counts, so most need not be asked about.
     fn load_builds(&self, into: &mut Restoring) -> Result<(Vec<i64>, Vec<BuildId>), StoreError> {
-        let mut select = self
-            .connection
-            .prepare(
-                "SELECT b.id, d.hash, b.origin, b.submitter, b.priority, b.submitted_at,
-                    b.timeout_ms, b.max_silent_ms, b.infrastructure_ends, b.avoid,
-                    b.state, b.attempt, a.agent, b.deferred_until, b.derivation
-                 FROM builds b JOIN derivations d ON d.id = b.derivation
-                 LEFT JOIN attempts a ON a.id = b.attempt
-                 WHERE b.state IN ('deferred', 'queued', 'allocated', 'building', 'receiving')
-                 ORDER BY b.state, b.id LIMIT -1",
-            )
-            .map_err(doing("read open builds"))?;
+        let sql = builds_sql(
+            "b.state IN ('deferred', 'queued', 'allocated', 'building', 'receiving')
+             ORDER BY b.state, b.id LIMIT -1",
+        );
+        let mut select = self.connection.prepare(&sql).map_err(doing("read open builds"))?;
         let mut rows = select.query([]).map_err(doing("read open builds"))?;
         let (mut derivations, mut retried) = (Vec::new(), Vec::new());
         while let Some(row) = rows.next().map_err(doing("read open builds"))? {
@@ -78,7 +75,7 @@ impl Store {
             if build.infrastructure_ends > 0 {
                 retried.push(build.id);
             }
-            derivations.push(row::integer("builds", row, 14)?);
+            derivations.push(row::integer("builds", row, DERIVATION_COLUMN)?);
             into.build(build).map_err(unfit)?;
         }
         Ok((derivations, retried))
@@ -129,14 +126,18 @@ impl Store {
             }
             let (id, mut facts) = self.derivation(row)?;
             outputs.add(id, &mut facts)?;
-            self.add_last_end(id, &mut facts)?;
+            self.add_last_end(id, &mut facts, &BTreeSet::new())?;
             into.derivation(&facts);
         }
         Ok(())
     }
 
     /// Hands on the attempts of a build that their agents may come back with.
-    fn lost_attempts(&self, build: BuildId, into: &mut Restoring) -> Result<(), StoreError> {
+    pub(super) fn lost_attempts(
+        &self,
+        build: BuildId,
+        mut hand_on: impl FnMut(LostAttempt),
+    ) -> Result<(), StoreError> {
         const TABLE: &str = "attempts";
         let mut select = self
             .connection
@@ -154,7 +155,7 @@ impl Store {
         for columns in rows {
             let (attempt, agent) = columns.map_err(doing("read lost attempts"))?;
             let attempt = AttemptId::from_bytes(row::bytes(TABLE, &attempt)?);
-            into.lost(LostAttempt { attempt, build, agent: row::parsed(TABLE, &agent)? });
+            hand_on(LostAttempt { attempt, build, agent: row::parsed(TABLE, &agent)? });
         }
         Ok(())
     }
@@ -203,7 +204,46 @@ fn unfit(what: String) -> StoreError {
     StoreError::Damaged { table: "builds", what }
 }
 
-fn open_build(row: &Row<'_>) -> Result<OpenBuild, StoreError> {
+/// Where [`builds_sql`] has the row of the derivation.
+const DERIVATION_COLUMN: usize = 14;
+
+/// Returns the query for builds that [`open_build`] reads.
+pub(super) fn builds_sql(condition: &str) -> String {
+    format!(
+        "SELECT b.id, d.hash, b.origin, b.submitter, b.priority, b.submitted_at,
+            b.timeout_ms, b.max_silent_ms, b.infrastructure_ends, b.avoid,
+            b.state, b.attempt, a.agent, b.deferred_until, b.derivation,
+            b.demands, b.not_before, b.held_by, b.held_at, b.failures
+         FROM builds b JOIN derivations d ON d.id = b.derivation
+         LEFT JOIN attempts a ON a.id = b.attempt
+         WHERE {condition}"
+    )
+}
+
+/// Reads what few builds have, from five columns.
+pub(super) fn extras(row: &Row<'_>, first: usize) -> Result<Extras, StoreError> {
+    const TABLE: &str = "builds";
+    let held_by = row::optional_text(TABLE, row, first + 2)?;
+    let held_at = row::optional_integer(TABLE, row, first + 3)?;
+    let hold = match (held_by, held_at) {
+        (Some(by), Some(since)) => {
+            Some(Hold { by: row::parsed(TABLE, by)?, since: Timestamp::from_ms(since) })
+        }
+        (_, None) | (None, _) => None,
+    };
+    Ok(Extras {
+        demands: match row::optional_text(TABLE, row, first)? {
+            Some(json) => row::json(TABLE, json)?,
+            None => Demands::default(),
+        },
+        hold,
+        not_before: row::optional_integer(TABLE, row, first + 1)?.map(Timestamp::from_ms),
+        failures: row.get(first + 4).map_err(doing("read an open build"))?,
+    })
+}
+
+/// Reads a build from the columns of [`builds_sql`].
+pub(super) fn open_build(row: &Row<'_>) -> Result<OpenBuild, StoreError> {
     const TABLE: &str = "builds";
     let limit = |column: usize| -> Result<Option<u64>, StoreError> {
         let ms = row::optional_integer(TABLE, row, column)?;
@@ -229,5 +269,6 @@ fn open_build(row: &Row<'_>) -> Result<OpenBuild, StoreError> {
             agent: row::optional_text(TABLE, row, 12)?,
             deferred_until: row::optional_integer(TABLE, row, 13)?,
         })?,
+        extras: extras(row, DERIVATION_COLUMN + 1)?,
     })
 }

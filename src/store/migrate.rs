@@ -13,6 +13,7 @@ pub(super) const SCRIPTS: &[&str] = &[
     include_str!("../../schema/0003_leases.sql"),
     include_str!("../../schema/0004_unwritten_nars.sql"),
     include_str!("../../schema/0005_scale.sql"),
+    include_str!("../../schema/0006_planner.sql"),
 ];
 
 /// Brings the database to the newest version, one transaction per script.

@@ -4,8 +4,11 @@
 //! a step in one transaction. [`Reader`] is a read-only connection for queries, as many as there
 //! are readers. Neither decides anything. Called by the coordinator and, through it, by commands.
 
+mod accounts;
 mod agents;
+mod amendments;
 mod apply;
+mod dependents;
 mod derivations;
 mod disputes;
 mod facts;
@@ -14,11 +17,13 @@ mod migrate;
 mod nars;
 mod open;
 mod read;
+mod retrial;
 mod row;
 #[cfg(feature = "sim")]
 mod simulated;
 mod unwritten;
 
+pub use dependents::{DEPENDENTS_LOOKED_AT_MAX, Unsuccessful};
 pub use disputes::{DISPUTED_PER_PATH_MAX, StrayOutput};
 pub use facts::SubmissionFacts;
 pub use open::{Reader, Store};

@@ -3,6 +3,7 @@
 use super::{Reader, StoreError, doing, row};
 use crate::core::{
     change::Limits,
+    engine::Extras,
     hash::Sha256,
     id::{AttemptId, BuildId},
     outcome::AttemptEnd,
@@ -48,6 +49,8 @@ pub struct BuildRow {
     pub agent: Option<String>,
     /// When a deferred build is queued again.
     pub deferred_until: Option<Timestamp>,
+    /// What few builds have.
+    pub extras: Extras,
 }
 
 /// An attempt as the database has it.
@@ -73,6 +76,8 @@ pub struct AttemptRow {
     pub end: Option<AttemptEnd>,
     /// Whether its outputs differ from those that are held.
     pub disputed: bool,
+    /// Whether the agent emulated the system.
+    pub emulated: bool,
     /// When its agent came back with it after it had been given up, the last time.
     pub readopted: Option<Timestamp>,
     /// When its agent said what it had made instead of sending it.
@@ -160,7 +165,7 @@ const UNSUCCESSFUL_STATES: [&str; 2] = ["failed", "canceled"];
 
 const BUILD_COLUMNS: &str = "b.id, s.path, d.hash, d.name, c.class, b.origin, b.submitter, b.key,
     b.priority, b.submitted_at, b.timeout_ms, b.max_silent_ms, b.state, b.state_at, b.attempt,
-    a.agent, b.deferred_until";
+    a.agent, b.deferred_until, b.demands, b.not_before, b.held_by, b.held_at, b.failures";
 const BUILD_TABLES: &str = "builds b JOIN derivations d ON d.id = b.derivation
     JOIN store_dirs s ON s.id = d.store_dir JOIN classes c ON c.id = d.class
     LEFT JOIN attempts a ON a.id = b.attempt";
@@ -264,7 +269,7 @@ impl Reader {
             .connection
             .prepare_cached(
                 "SELECT id, build, agent, state, allocated_at, started_at, built_at, ended_at,
-                    detail, disputed, readopted_at, reported_at
+                    detail, disputed, readopted_at, reported_at, emulated
                  FROM attempts WHERE build = :build ORDER BY allocated_at, id LIMIT :limit",
             )
             .map_err(doing("read attempts"))?;
@@ -494,6 +499,7 @@ fn read_build(row: &Row<'_>) -> Result<BuildRow, StoreError> {
             .transpose()?,
         agent: row.get(15).map_err(&sql)?,
         deferred_until: until.map(Timestamp::from_ms),
+        extras: super::load::extras(row, 17)?,
     })
 }
 
@@ -519,6 +525,7 @@ pub(super) fn read_attempt(row: &Row<'_>) -> Result<AttemptRow, StoreError> {
         disputed: row.get(9).map_err(&sql)?,
         readopted: time(10)?,
         reported: time(11)?,
+        emulated: row.get(12).map_err(&sql)?,
     })
 }
 

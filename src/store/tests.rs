@@ -12,8 +12,9 @@ mod unwritten;
 use super::{Store, StoreError};
 use crate::core::{
     agent::Abilities,
-    build::{BuildState, Lease},
+    build::{Blame, BuildState, Lease},
     change::{BuildRecord, Change, DerivationRecord, Limits, Origin},
+    demands::Demands,
     engine::{
         Engine, Settings,
         tests::world::{self, SYSTEM},
@@ -112,6 +113,8 @@ fn build(key: Option<&str>) -> Change {
         submitted: AT,
         limits: Limits { timeout_ms: Some(60_000), max_silent_ms: None },
         tags: vec![("branch".to_owned(), "main".to_owned())],
+        demands: Demands::default(),
+        not_before: None,
         state: BuildState::Queued,
     }))
 }
@@ -124,9 +127,11 @@ fn agent() -> Change {
 
 fn attempt() -> Change {
     let Lease { attempt, agent } = lease();
-    Change::Attempt { attempt, build: build_id(), agent, at: AT }
+    Change::Attempt { attempt, build: build_id(), agent, emulated: false, at: AT }
 }
 
 fn moved(from: &BuildState, to: &BuildState) -> Change {
-    Change::BuildMoved { build: build_id(), from: from.clone(), to: to.clone(), at: AT }
+    let back = matches!(to, BuildState::Queued | BuildState::Deferred { .. });
+    let blame = from.lease().filter(|_| back).map(|_| Blame::Infrastructure);
+    Change::BuildMoved { build: build_id(), from: from.clone(), to: to.clone(), blame, at: AT }
 }

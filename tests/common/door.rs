@@ -12,8 +12,7 @@ use steading::{
     },
     core::{
         build::ShownState,
-        change::Limits,
-        engine::{Ask, Inputs, Told},
+        engine::{Ask, Told},
         hash::Sha256,
         id::{AttemptId, BuildId, InstanceId},
         outcome::Outcome,
@@ -82,18 +81,10 @@ impl World {
         pieces.send(submission::Piece::Bytes(stream.into())).await.unwrap();
         pieces.send(submission::Piece::End).await.unwrap();
         done.await.unwrap().unwrap();
-        let request = SubmitRequest {
-            submitter: "tester".parse().unwrap(),
-            roots: roots.to_vec(),
-            inputs: Inputs::Leave,
-            priority: 0,
-            limits: Limits::default(),
-            tags: Vec::new(),
-            key: None,
-        };
+        let request = SubmitRequest::new("tester".parse().unwrap(), roots.to_vec());
         match self.coordinator.engine.submit(request).await.unwrap() {
             Submitted::Builds { builds, .. } => builds,
-            unknown @ Submitted::Unknown(_) => panic!("{unknown:?}"),
+            Submitted::Not(reason) => panic!("{reason:?}"),
         }
     }
 

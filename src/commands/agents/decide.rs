@@ -149,6 +149,9 @@ async fn decide(
         Answer::Administered(Administered::Connected) => Err(connected(&name)),
         Answer::Submitted { .. }
         | Answer::Canceled(_)
+        | Answer::Amended(_)
+        | Answer::Retried(_)
+        | Answer::Configured
         | Answer::Recorded
         | Answer::Offer { .. }
         | Answer::Delivered { .. } => {

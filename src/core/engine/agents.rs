@@ -5,11 +5,13 @@ use crate::core::{
     agent::{Abilities, Agent, AgentEvent, AgentState, Capacity, SessionId, next_state},
     arena::Ix,
     attempt::{AttemptState, Held},
-    build::{BuildEvent, BuildState, Lease},
+    build::{Blame, BuildEvent, BuildState, Lease},
     change::{Change, NarOrigin, NarRecord, OutputRecord, Verdict},
     defect::{Defect, Planted},
+    demands::Demands,
     id::{AttemptId, InstanceId, Name},
-    outcome::{AttemptEnd, Outcome, OutputPolicy, SetupFailure},
+    outcome::{AttemptEnd, BuildFailure, Outcome, OutputPolicy, SetupFailure},
+    plan::Kind,
     retry,
     store_path::{PathHash, StorePath},
     time::{Monotonic, Now},
@@ -78,9 +80,9 @@ impl Engine {
     ) {
         let classes = self
             .queue
-            .classes()
-            .filter(|(_, class)| {
-                class.obstacle(&abilities).is_none()
+            .kinds()
+            .filter(|(_, kind)| {
+                kind.obstacle(&name, &abilities).is_none()
                     || self.settings.planted.is(Defect::AbilitiesUnchecked)
             })
             .map(|(ix, _)| ix)
@@ -152,6 +154,15 @@ impl Engine {
         while let Some((until, ix)) = self.deferred.first().copied() {
             if until > turn.now.mono {
                 break;
+            }
+            // A pause is never longer than an hour on this clock; what somebody wished for may be.
+            let wished = self.builds[ix].not_before();
+            if let Some(not_before) = wished.filter(|not_before| *not_before > turn.now.wall) {
+                let due = retry::due(not_before, turn.now);
+                self.deferred.remove(&(until, ix));
+                self.deferred.insert((due, ix));
+                self.builds[ix].rare_mut().due = Some(due);
+                continue;
             }
             self.apply(turn, ix, BuildEvent::Due);
         }
@@ -225,8 +236,7 @@ impl Engine {
                 }
             }
             Outcome::Failed(failure) if !receiving => {
-                self.end_attempt(turn, attempt, AttemptEnd::Failed(failure));
-                self.finish(turn, ix, BuildEvent::Failed(attempt));
+                self.fail(turn, ix, attempt, failure);
                 Self::tell(turn, session, Order::Settled { attempt });
             }
             Outcome::Failed(_) => {
@@ -247,6 +257,52 @@ impl Engine {
                 Self::tell(turn, session, Order::Settled { attempt });
             }
         }
+    }
+
+    /// An attempt found the build failing. It is tried again by the rules of [`retry`], on another
+    /// agent first, or has failed.
+    fn fail(
+        &mut self,
+        turn: &mut Turn<'_>,
+        ix: Ix<Build>,
+        attempt: AttemptId,
+        failure: BuildFailure,
+    ) {
+        let agent = self.builds[ix].state.lease().map(|lease| lease.agent.clone());
+        let failures = self.builds[ix].failures();
+        let goes_native = agent.as_ref().is_some_and(|agent| self.may_go_native(agent, ix));
+        let again = failures < u32::from(self.settings.retries.after(&failure));
+        self.end_attempt(turn, attempt, AttemptEnd::Failed(failure));
+        if !goes_native && !again {
+            self.finish(turn, ix, BuildEvent::Failed(attempt));
+            return;
+        }
+        let build = &mut self.builds[ix];
+        if !self.settings.planted.is(Defect::FailureUncounted) {
+            build.change_extras(|extras| extras.failures += 1);
+        }
+        build.rare_mut().avoid = agent;
+        // Where it is tried natively, nothing is to be waited for.
+        let pause = retry::next_try_after_failure(failures + 1, turn.now.wall);
+        let until = (!goes_native).then_some(pause);
+        let event = BuildEvent::GivenBack { attempt, until };
+        self.apply_blaming(turn, ix, event, Some(Blame::Build));
+        if goes_native {
+            let native = Demands { native_only: true, ..self.builds[ix].extras().demands };
+            self.set_demands(turn, ix, &native);
+        }
+    }
+
+    /// Tells whether an agent that found a build failing emulates its system, and one is known that
+    /// does not and could have it.
+    fn may_go_native(&self, agent: &Name, ix: Ix<Build>) -> bool {
+        if !self.settings.retries.emulated || !self.emulates(agent, ix) {
+            return false;
+        }
+        let Kind { class, demands } = self.queue.kind(self.kind_of(ix));
+        let demands = Demands { native_only: true, ..demands.clone() };
+        let native = Kind { class: class.clone(), demands };
+        self.agents.values().any(|it| native.obstacle(&it.name, &it.abilities).is_none())
     }
 
     /// Ends a live attempt through no fault of the build, which is tried again by the rules of
@@ -270,13 +326,13 @@ impl Engine {
         // What it waits for now ends the pause as well. Nothing else does: an agent may miss a path
         // that is held, or one that no input makes, and would be asked again at once, for ever.
         let waits_for_input = !self.graph.node(self.builds[ix].node).is_ready();
-        let past = self.builds[ix].past_mut();
+        let rare = self.builds[ix].rare_mut();
         if !self.settings.planted.is(Defect::EndsUncounted) {
-            past.infrastructure_ends = past.infrastructure_ends.saturating_add(1);
+            rare.infrastructure_ends = rare.infrastructure_ends.saturating_add(1);
         }
-        let ends = past.infrastructure_ends;
-        past.avoid = agent;
-        if let (AttemptEnd::AgentLost, Some(agent)) = (&end, &past.avoid) {
+        let ends = rare.infrastructure_ends;
+        rare.avoid = agent;
+        if let (AttemptEnd::AgentLost, Some(agent)) = (&end, &rare.avoid) {
             self.lost.insert(attempt, ix, agent.clone());
         }
         let until = if waits_for_input || self.settings.planted.is(Defect::RetryWithoutPause) {
@@ -285,7 +341,8 @@ impl Engine {
             retry::next_try(&end, ends, turn.now.wall)
         };
         self.end_attempt(turn, attempt, end);
-        self.apply(turn, ix, BuildEvent::GivenBack { attempt, until });
+        let event = BuildEvent::GivenBack { attempt, until };
+        self.apply_blaming(turn, ix, event, Some(Blame::Infrastructure));
     }
 
     /// Tells whether an agent holds an attempt, and what its outputs must be. An offer that came

@@ -6,8 +6,8 @@ use crate::core::{
     arena::Ix,
     build::ShownState,
     id::{AttemptId, BuildId, Name},
-    plan::{Explanation, explain},
-    store_path::StorePath,
+    plan::{ClassIx, Explanation, Kind, explain},
+    store_path::{PathHash, StorePath},
     time::Timestamp,
 };
 use std::collections::BTreeMap;
@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 pub enum Ask {
     /// How these builds are shown; those that are not open are left out of the answer.
     Shown(Vec<BuildId>),
-    /// Why a build is not built yet.
-    Why(BuildId),
+    /// Why a build is not built yet, at this time.
+    Why(BuildId, Timestamp),
     /// How many of everything.
     Counts,
     /// All agents that were ever seen.
@@ -27,6 +27,8 @@ pub enum Ask {
     Attempt(AttemptId),
     /// The attempt and agent of open builds.
     Holders(Vec<BuildId>),
+    /// The open builds that no agent ever seen can take, by what they ask for.
+    Unplaceable,
     /// What does not agree in memory.
     Check,
     /// All open state in comparable form.
@@ -48,6 +50,8 @@ pub enum Told {
     Attempt(Option<(Name, StorePath)>),
     /// To [`Ask::Holders`].
     Holders(BTreeMap<BuildId, (AttemptId, Name)>),
+    /// To [`Ask::Unplaceable`].
+    Unplaceable(Vec<Unplaceable>),
     /// To [`Ask::Check`].
     Check(Vec<String>),
     /// To [`Ask::Snapshot`].
@@ -77,6 +81,26 @@ pub struct Counts {
     pub intake_closed: Option<String>,
     /// All messages that changed nothing, by kind, since the start.
     pub ignored: BTreeMap<Ignored, u64>,
+}
+
+/// How many builds of a group are named, and how many agents say why they cannot take it.
+const NAMED_MAX: usize = 10;
+
+/// Open builds that ask for the same, and that no agent ever seen can take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unplaceable {
+    /// What they ask for.
+    pub kind: Kind,
+    /// How many there are.
+    pub builds: usize,
+    /// How many of them wait for nothing else.
+    pub ready: usize,
+    /// When the first of them was asked for.
+    pub since: Timestamp,
+    /// The first of them, in order of creation.
+    pub first: Vec<BuildId>,
+    /// Why some agents cannot take them.
+    pub agents: Vec<(Name, String)>,
 }
 
 /// An agent as commands show it.
@@ -117,7 +141,10 @@ impl Engine {
                     .filter_map(|id| self.find(*id).map(|ix| (*id, self.shown(ix))))
                     .collect(),
             ),
-            Ask::Why(build) => Told::Why(self.find(*build).map(|ix| Box::new(explain(self, ix)))),
+            Ask::Why(build, now) => {
+                let open = self.find(*build);
+                Told::Why(open.map(|ix| Box::new(explain(self, ix, *now))))
+            }
             Ask::Counts => Told::Counts(self.counts()),
             Ask::Agents => Told::Agents(self.agents.values().map(|a| self.view(a)).collect()),
             Ask::Attempt(attempt) => Told::Attempt(self.holder(*attempt).and_then(|ix| {
@@ -134,6 +161,7 @@ impl Engine {
                     })
                     .collect(),
             ),
+            Ask::Unplaceable => Told::Unplaceable(self.unplaceable()),
             Ask::Check => Told::Check(self.check()),
             Ask::Snapshot => Told::Snapshot(self.snapshot()),
         }
@@ -159,12 +187,56 @@ impl Engine {
                 counts.slots_free += agent.free_slots();
             }
         }
-        for (class, _) in self.queue.classes() {
+        for (class, _) in self.queue.kinds() {
             if !self.agents.values().any(|agent| agent.classes.contains(&class)) {
-                counts.unplaceable += self.queue.ready(class).len();
+                counts.unplaceable += self.queue.ready_count(class);
             }
         }
         counts
+    }
+
+    /// Returns the open builds that no agent ever seen can take. Builds are gone through only where
+    /// there are such.
+    fn unplaceable(&self) -> Vec<Unplaceable> {
+        let lonely = self
+            .queue
+            .kinds()
+            .filter(|(ix, _)| !self.agents.values().any(|agent| agent.classes.contains(ix)));
+        let mut groups: BTreeMap<ClassIx, Unplaceable> = lonely
+            .map(|(ix, kind)| {
+                let reasons = self.agents.values().filter_map(|agent| {
+                    Some((agent.name.clone(), kind.obstacle(&agent.name, &agent.abilities)?))
+                });
+                let group = Unplaceable {
+                    kind: kind.clone(),
+                    builds: 0,
+                    ready: self.queue.ready_count(ix),
+                    since: Timestamp::from_ms(i64::MAX),
+                    first: Vec::new(),
+                    agents: reasons.take(NAMED_MAX).collect(),
+                };
+                (ix, group)
+            })
+            .collect();
+        if !groups.is_empty() {
+            for (ix, build) in self.builds.iter() {
+                let Some(group) = groups.get_mut(&self.kind_of(ix)) else { continue };
+                if build.state.lease().is_some() {
+                    continue;
+                }
+                group.builds += 1;
+                group.since = group.since.min(build.request.submitted);
+                let place = group.first.partition_point(|other| *other < build.id);
+                if place < NAMED_MAX {
+                    group.first.truncate(NAMED_MAX - 1);
+                    group.first.insert(place, build.id);
+                }
+            }
+        }
+        let mut groups: Vec<Unplaceable> =
+            groups.into_values().filter(|group| group.builds > 0).collect();
+        groups.sort_by(|a, b| (b.builds, &a.kind).cmp(&(a.builds, &b.kind)));
+        groups
     }
 
     fn view(&self, agent: &Agent) -> AgentView {
@@ -182,6 +254,13 @@ impl Engine {
             sending: agent.sending.iter().map(id).collect(),
             last_seen: agent.last_seen,
         }
+    }
+
+    /// Returns the oldest open build of a derivation.
+    #[must_use]
+    pub fn open_build_of(&self, derivation: PathHash) -> Option<BuildId> {
+        let builds = self.graph.builds(self.graph.find(derivation)?);
+        builds.iter().map(|ix| self.builds[*ix].id).min()
     }
 
     /// Returns an open build.

@@ -1,10 +1,15 @@
 //! What goes into a step and what comes out besides changes.
 
+use super::{
+    Settings, Supplies, Wanting,
+    retrial::{Retrial, Retried},
+};
 use crate::core::{
     agent::{Abilities, Capacity, SessionId},
     attempt::Held,
     build::ShownState,
     change::{Change, Limits, NarFile, NarRecord, OutputRecord, Verdict},
+    demands::Demands,
     graph::Facts,
     id::{AttemptId, BuildId, InstanceId, Name},
     outcome::Outcome,
@@ -35,6 +40,35 @@ pub enum Input {
         builds: Vec<BuildId>,
         /// Whose builds the asker may cancel.
         by: Authority,
+        /// What becomes of builds that others need.
+        wanted: Wanted,
+    },
+    /// Somebody changes something of open builds. Answered by [`Answer::Amended`].
+    Amend {
+        /// Whom to answer.
+        token: Token,
+        /// Which builds.
+        builds: Vec<BuildId>,
+        /// Whose builds the asker may change.
+        by: Authority,
+        /// What is changed.
+        amendment: Amendment,
+    },
+    /// Somebody wants builds tried again. Answered by [`Answer::Retried`].
+    Retry {
+        /// Whom to answer.
+        token: Token,
+        /// Which ones, and what is known of them.
+        retrial: Box<Retrial>,
+    },
+    /// What was asked for by [`Effect::Supply`].
+    Supply(Box<Supplies>),
+    /// Other settings hold from now on. Answered by [`Answer::Configured`].
+    Configure {
+        /// Whom to answer.
+        token: Token,
+        /// The settings.
+        settings: Settings,
     },
     /// Facts that were verified elsewhere: derivations, nars, publications, audit lines. Answered
     /// by [`Answer::Recorded`] once they are durable.
@@ -182,6 +216,13 @@ pub struct Submission {
     pub tags: Vec<(String, String)>,
     /// The submitter's own name for this request; the same one again gives the same builds.
     pub key: Option<String>,
+    /// What each build that was named asks of its agent. Builds for inputs ask for nothing.
+    pub demands: Demands,
+    /// When each build that was named may be tried, if not at once.
+    pub not_before: Option<Timestamp>,
+    /// Builds that this submission takes the place of: of the submitter's own, those that nobody has
+    /// begun are canceled, unless they are an answer to it.
+    pub replaces: Vec<BuildId>,
 }
 
 /// One derivation of a submission.
@@ -189,8 +230,40 @@ pub struct Submission {
 pub struct Root {
     /// The derivation.
     pub derivation: PathHash,
-    /// The build that an earlier request with the same key made.
+    /// The build that is the answer, where none is to be made: of an earlier request with the same
+    /// key, or one that makes another needless.
     pub existing: Option<BuildId>,
+    /// The id that the submitter has chosen for the build, which nothing has yet.
+    pub id: Option<BuildId>,
+}
+
+/// What becomes of a build that was to be canceled and that something open needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// It stays, and goes with the last that needs it.
+    Stays,
+    /// It goes.
+    Goes,
+}
+
+/// What is to be changed of open builds; what is absent or empty stays.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Amendment {
+    /// Their own priority.
+    pub priority: Option<i32>,
+    /// Whether they are held back.
+    pub hold: Option<HoldWish>,
+    /// Tags, in place of all others of the same names.
+    pub tags: Vec<(String, String)>,
+}
+
+/// Whether builds are held back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HoldWish {
+    /// They are, by this principal.
+    Hold(Name),
+    /// They are not any more.
+    Release,
 }
 
 /// Whether a submission makes builds for inputs.
@@ -254,6 +327,9 @@ pub enum Effect {
         /// Where it is.
         state: ShownState,
     },
+    /// Bring the facts of inputs that are missing, so that builds can be made for them: an
+    /// [`Input::Supply`].
+    Supply(Wanting),
     /// The attempt will log no more.
     SealLog {
         /// Which attempt.
@@ -329,9 +405,17 @@ pub enum Answer {
         builds: Vec<BuildId>,
         /// How many more were made for inputs.
         implied: usize,
+        /// The builds whose place they took, which are canceled.
+        replaced: Vec<BuildId>,
     },
     /// What became of each build that was to be canceled.
     Canceled(Vec<(BuildId, Canceled)>),
+    /// What became of each build that was to be changed.
+    Amended(Vec<(BuildId, Amended)>),
+    /// What became of each build that was to be tried again.
+    Retried(Vec<(BuildId, Retried)>),
+    /// The settings hold.
+    Configured,
     /// What became of a decision about an agent.
     Administered(Administered),
     /// The facts are durable.
@@ -364,6 +448,19 @@ pub enum Administered {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Canceled {
     /// It is canceled.
+    Done,
+    /// Something open needs it: it stays, and goes with the last that does.
+    Stays,
+    /// There is no such open build.
+    NotOpen,
+    /// It is somebody else's.
+    NotYours,
+}
+
+/// What became of a build that was to be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Amended {
+    /// It is changed.
     Done,
     /// There is no such open build.
     NotOpen,

@@ -1,6 +1,6 @@
 //! Keeps the ready sets in step with the graph, and gives builds to agents.
 
-use super::{Build, Effect, Engine, Order, Turn, tally::Tally};
+use super::{Build, Effect, Engine, Order, Turn, open::Queued, tally::Tally};
 use crate::core::{
     agent::Agent,
     arena::Ix,
@@ -9,8 +9,9 @@ use crate::core::{
     defect::Defect,
     graph::{Node, Standing},
     id::{AttemptId, Name},
-    plan::{ClassIx, Rank, Strategy},
+    plan::{AccountIx, ClassIx, Kind, Rank, Setbacks, Strategy},
 };
+use std::{collections::BTreeSet, sync::Arc};
 
 /// How many derivations are looked at in one step because something changed for them; the others
 /// have their turn in the next step, which follows at once. Something that fifty thousand wait for
@@ -50,22 +51,33 @@ impl Engine {
 
     /// Takes a build out of its ready set, if it is in one.
     pub(super) fn unqueue(&mut self, ix: Ix<Build>) {
-        if let Some(rank) = self.builds[ix].queued_as.take() {
-            let class = self.graph.node(self.builds[ix].node).class;
-            self.queue.remove(class, *rank, ix);
+        if let Some(queued) = self.builds[ix].queued_as.take() {
+            let Queued { kind, account, rank } = *queued;
+            self.queue.remove(kind, account, rank, ix);
         }
     }
 
     /// Puts a build into its ready set, if it may start.
     fn enqueue_if_ready(&mut self, ix: Ix<Build>) {
         let node = self.graph.node(self.builds[ix].node);
-        if *self.builds[ix].state == BuildState::Queued && node.is_ready() {
-            let (class, rank) = (node.class, self.rank(ix));
-            if !self.settings.planted.is(Defect::ReadyEntryLost) {
-                self.queue.insert(class, rank, ix);
+        let build = &self.builds[ix];
+        let held = build.hold().is_some() && !self.settings.planted.is(Defect::HoldIgnored);
+        if *build.state == BuildState::Queued && node.is_ready() && !held {
+            if self.settings.fair_share.is_on() {
+                self.accounts.of(&build.request.submitter);
             }
-            self.builds[ix].queued_as = Some(Box::new(rank));
+            let queued = self.place(ix);
+            let Queued { kind, account, rank } = queued;
+            if !self.settings.planted.is(Defect::ReadyEntryLost) {
+                self.queue.insert(kind, account, rank, ix);
+            }
+            self.builds[ix].queued_as = Some(Box::new(queued));
         }
+    }
+
+    /// Returns where a build belongs among the ready.
+    fn place(&self, ix: Ix<Build>) -> Queued {
+        Queued { kind: self.kind_of(ix), account: self.account_of(ix), rank: self.rank(ix) }
     }
 
     /// Returns the rank a build has now.
@@ -90,8 +102,11 @@ impl Engine {
         let build = &self.builds[ix];
         let node = self.graph.node(build.node);
         match *build.state {
-            BuildState::Deferred { .. } => ShownState::Deferred,
             BuildState::Queued if node.obstructed > 0 => ShownState::Blocked,
+            BuildState::Queued | BuildState::Deferred { .. } if build.hold().is_some() => {
+                ShownState::Held
+            }
+            BuildState::Deferred { .. } => ShownState::Deferred,
             BuildState::Queued if node.waiting > 0 => ShownState::Waiting,
             BuildState::Queued => ShownState::Ready,
             BuildState::Allocated(_) => ShownState::Allocated,
@@ -123,10 +138,12 @@ impl Engine {
         // The least busy first, so that a few builds spread over the farm.
         free.sort();
         let mut free: Vec<Name> = free.into_iter().map(|(_, name)| name).collect();
+        let mut setbacks = self.setbacks(turn.now.wall);
         while !free.is_empty() {
-            free.retain(|name| match self.next_for(&self.agents[name]) {
+            free.retain(|name| match self.next_for(&self.agents[name], &setbacks) {
                 Some(ix) => {
                     self.give(turn, ix, name);
+                    setbacks = self.setbacks(turn.now.wall);
                     self.agents[name].free_slots() > 0
                 }
                 None => false,
@@ -134,16 +151,19 @@ impl Engine {
         }
     }
 
-    /// Returns the ready build that is first in rank among those an agent can take.
-    pub(super) fn next_for(&self, agent: &Agent) -> Option<Ix<Build>> {
-        let first = |class: &ClassIx| {
-            self.queue
-                .ready(*class)
-                .iter()
-                .take(AVOIDING_LOOKED_AT_MAX)
-                .find(|(_, ix)| !self.avoids(*ix, agent, *class))
-        };
-        agent.classes.iter().filter_map(first).min().map(|(_, ix)| *ix)
+    /// Returns the ready build that is first in rank among those an agent can take, when each goes
+    /// back by what its account used.
+    pub(super) fn next_for(&self, agent: &Agent, setbacks: &Setbacks) -> Option<Ix<Build>> {
+        let sets = agent.classes.iter().flat_map(|class| {
+            self.queue.ready(*class).map(|(account, ready)| (*class, account, ready))
+        });
+        let first =
+            |(class, account, ready): (ClassIx, AccountIx, &BTreeSet<(Rank, Ix<Build>)>)| {
+                let looked_at = &mut ready.iter().take(AVOIDING_LOOKED_AT_MAX);
+                let (rank, ix) = looked_at.find(|(_, ix)| !self.avoids(*ix, agent, class))?;
+                Some((rank.set_back(setbacks.of(account)), *ix))
+            };
+        sets.filter_map(first).min().map(|(_, ix)| ix)
     }
 
     /// Tells whether a build should rather go to another agent, one that takes builds and can take
@@ -159,17 +179,26 @@ impl Engine {
         let attempt = AttemptId::at(turn.now.wall, turn.ids.random());
         let session =
             self.agents.get(name).and_then(Agent::session).expect("only connected agents are free");
-        let (build, limits) = (self.builds[ix].id, self.builds[ix].request.limits);
+        let request = Arc::clone(&self.builds[ix].request);
+        let (build, limits) = (self.builds[ix].id, request.limits);
+        self.charge_at_once(turn, &request.submitter);
         let derivation = self.graph.path(self.builds[ix].node);
         turn.out.changes.push(Change::Attempt {
             attempt,
             build,
             agent: name.clone(),
+            emulated: self.emulates(name, ix),
             at: turn.now.wall,
         });
         self.apply(turn, ix, BuildEvent::Allocated(Lease { attempt, agent: name.clone() }));
         let order = Order::Allocate { attempt, build, derivation, limits };
         turn.out.effects.push(Effect::Tell { session, order });
+    }
+
+    /// Tells whether an agent emulates the system that a build is for.
+    pub(super) fn emulates(&self, agent: &Name, ix: Ix<Build>) -> bool {
+        let class = &self.queue.kind(self.kind_of(ix)).class;
+        self.agents.get(agent).is_some_and(|agent| class.is_emulated_by(&agent.abilities))
     }
 
     /// Compares every index with what it is derived from and returns what does not agree.
@@ -181,8 +210,9 @@ impl Engine {
         for (ix, build) in self.builds.iter() {
             let id = build.id;
             let node = self.graph.node(build.node);
-            let ready = *build.state == BuildState::Queued && node.is_ready();
-            let expected = ready.then(|| self.rank(ix));
+            let held = build.hold().is_some();
+            let ready = *build.state == BuildState::Queued && node.is_ready() && !held;
+            let expected = ready.then(|| self.place(ix));
             let queued_as = build.queued_as.as_deref().copied();
             if queued_as != expected && !node.is_touched() {
                 findings.push(format!("build {id}: its place in the ready set is out of date"));
@@ -191,11 +221,15 @@ impl Engine {
                 findings.push(format!("build {id}: counted as {}", build.shown));
             }
             tally.enters(build.shown);
-            if let Some(rank) = queued_as {
+            if let Some(Queued { kind, account, rank }) = queued_as {
                 queued += 1;
-                if !self.queue.ready(node.class).contains(&(rank, ix)) {
+                if !self.queue.has(kind, account, rank, ix) {
                     findings.push(format!("build {id}: ready but in no ready set"));
                 }
+            }
+            let Kind { class, demands } = self.queue.kind(self.kind_of(ix));
+            if class != &self.queue.kind(node.class).class || *demands != build.extras().demands {
+                findings.push(format!("build {id}: belongs in another ready set"));
             }
             if self.find(id) != Some(ix) {
                 findings.push(format!("build {id}: is not found by its id"));
@@ -221,8 +255,20 @@ impl Engine {
             findings.push("the agents' lists and the live attempts differ in number".to_owned());
         }
         for agent in self.agents.values() {
+            let able = self
+                .queue
+                .kinds()
+                .filter(|(_, kind)| kind.obstacle(&agent.name, &agent.abilities).is_none());
+            let able: BTreeSet<ClassIx> = able.map(|(ix, _)| ix).collect();
+            let unchecked = self.settings.planted.is(Defect::AbilitiesUnchecked);
+            if agent.classes.iter().copied().collect::<BTreeSet<_>>() != able && !unchecked {
+                findings.push(format!("agent {}: what it can take is out of date", agent.name));
+            }
             let open = self.intake_closed.is_none();
-            if open && agent.free_slots() > 0 && self.next_for(agent).is_some() {
+            if open
+                && agent.free_slots() > 0
+                && self.next_for(agent, &Setbacks::default()).is_some()
+            {
                 findings
                     .push(format!("agent {}: has a free slot and could take a build", agent.name));
             }

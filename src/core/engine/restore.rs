@@ -1,16 +1,21 @@
 //! Memory from the database.
 
-use super::{Build, Engine, Past, Request, Settings};
+use super::{
+    Build, Engine, Extras, Request, Settings,
+    open::{Rare, Requests},
+};
 use crate::core::{
     agent::{Abilities, Agent, AgentState, Suspension},
+    arena::Ix,
     build::{BuildState, ShownState},
     change::{Limits, Origin},
-    graph::{Facts, LoadError},
+    graph::{Facts, LoadError, Node},
     id::{AttemptId, BuildId, InstanceId, Name},
+    plan::Usage,
     store_path::PathHash,
     time::{Now, Timestamp},
 };
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 /// All open state as the database keeps it.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +28,8 @@ pub struct Saved {
     pub agents: Vec<SavedAgent>,
     /// The attempts of open builds that ended because their agent was lost.
     pub lost: Vec<LostAttempt>,
+    /// What submitters have used of the farm.
+    pub accounts: Vec<(Name, Usage)>,
 }
 
 /// An attempt that its agent may still come back with.
@@ -59,6 +66,34 @@ pub struct OpenBuild {
     pub infrastructure_ends: u32,
     /// The agent of the last such attempt.
     pub avoid: Option<Name>,
+    /// What few builds have.
+    pub extras: Extras,
+}
+
+impl OpenBuild {
+    /// Returns what it may have in common with others.
+    pub(super) fn request(&self) -> Request {
+        Request {
+            submitter: self.submitter.clone(),
+            priority: self.priority,
+            submitted: self.submitted,
+            limits: self.limits,
+        }
+    }
+
+    /// Returns it as the engine has it, before it is entered anywhere.
+    pub(super) fn into_build(self, node: Ix<Node>, request: Arc<Request>) -> Build {
+        Build {
+            id: self.id,
+            node,
+            state: self.state.into(),
+            origin: self.origin,
+            request,
+            rare: Rare::of(self.infrastructure_ends, self.avoid, self.extras),
+            queued_as: None,
+            shown: ShownState::Waiting,
+        }
+    }
 }
 
 /// An agent as the database keeps it.
@@ -84,7 +119,10 @@ pub struct SavedAgent {
 pub struct Restoring {
     engine: Engine,
     now: Now,
-    requests: BTreeSet<Arc<Request>>,
+    requests: Requests,
+    /// Builds that ask for more than their derivations do: in which ready sets they belong is known
+    /// when those are.
+    demanding: Vec<Ix<Build>>,
     lost: Vec<LostAttempt>,
 }
 
@@ -94,7 +132,13 @@ impl Restoring {
     #[must_use]
     pub fn new(settings: Settings, now: Now) -> Self {
         let engine = Engine::new(settings);
-        Self { engine, now, requests: BTreeSet::new(), lost: Vec::new() }
+        let (requests, demanding, lost) = (Requests::default(), Vec::new(), Vec::new());
+        Self { engine, now, requests, demanding, lost }
+    }
+
+    /// Enters what a submitter has used of the farm.
+    pub fn account(&mut self, name: &Name, usage: Usage) {
+        self.engine.accounts.restore(name, usage);
     }
 
     /// Enters an agent.
@@ -117,29 +161,15 @@ impl Restoring {
         {
             return Err(format!("build {id} is leased to {}, who is not known", lease.agent));
         }
-        let request = self.request(Request {
-            submitter: open.submitter,
-            priority: open.priority,
-            submitted: open.submitted,
-            limits: open.limits,
-        });
-        let OpenBuild { infrastructure_ends, avoid, .. } = open;
-        let untried = infrastructure_ends == 0 && avoid.is_none();
-        let past = (!untried).then(|| Box::new(Past { infrastructure_ends, avoid, due: None }));
+        let request = self.requests.share(open.request());
         let state = open.state.clone();
         let engine = &mut self.engine;
         // Its node is known when it has its place, and its place is what the node needs.
         let node = engine.graph.expect(open.derivation);
-        let ix = engine.enter(Build {
-            id,
-            node,
-            state: open.state.into(),
-            origin: open.origin,
-            request,
-            past,
-            queued_as: None,
-            shown: ShownState::Waiting,
-        });
+        let ix = engine.enter(open.into_build(node, request));
+        if engine.builds[ix].demands().is_some() {
+            self.demanding.push(ix);
+        }
         engine.graph.load_build(node, ix);
         engine.index_state(self.now, ix, &state);
         engine.show(ix);
@@ -174,7 +204,7 @@ impl Restoring {
     /// # Errors
     /// What is wrong with the saved state, in words, when it does not fit together.
     pub fn finish(self) -> Result<Engine, String> {
-        let Self { mut engine, lost, .. } = self;
+        let Self { mut engine, demanding, lost, .. } = self;
         let builds = &engine.builds;
         let priority_of = |ix| builds[ix].request.priority;
         engine.graph.finish_load(priority_of).map_err(|error| match error {
@@ -183,6 +213,9 @@ impl Restoring {
             }
             LoadError::Cycle(path) => format!("the derivation {path:?} needs itself"),
         })?;
+        for ix in demanding {
+            engine.enter_kind(ix);
+        }
         for LostAttempt { attempt, build, agent } in lost {
             let ix = engine.find(build).ok_or_else(|| {
                 format!("attempt {attempt} was lost of the build {build}, which is not open")
@@ -198,16 +231,6 @@ impl Restoring {
         }
         Ok(engine)
     }
-
-    /// Returns one of the requests that are equal to this.
-    fn request(&mut self, request: Request) -> Arc<Request> {
-        if let Some(known) = self.requests.get(&request) {
-            return Arc::clone(known);
-        }
-        let request = Arc::new(request);
-        self.requests.insert(Arc::clone(&request));
-        request
-    }
 }
 
 impl Engine {
@@ -217,6 +240,7 @@ impl Engine {
     /// What is wrong with the saved state, in words, when it does not fit together.
     pub fn restore(settings: Settings, now: Now, saved: Saved) -> Result<Self, String> {
         let mut restoring = Restoring::new(settings, now);
+        saved.accounts.iter().for_each(|(name, usage)| restoring.account(name, *usage));
         saved.agents.into_iter().for_each(|agent| restoring.agent(agent));
         saved.builds.into_iter().try_for_each(|open| restoring.build(open))?;
         for facts in &saved.facts {

@@ -1,13 +1,13 @@
 //! Memory in a form that can be compared with what the database would give.
 
-use super::{Build, Engine, Settings};
+use super::{Build, Engine, Extras, Settings};
 use crate::core::{
     agent::Suspension,
     arena::Ix,
     build::{BuildState, ShownState},
     change::{Limits, Origin},
     id::{AttemptId, BuildId, Name},
-    plan::Rank,
+    plan::{Rank, Usage},
     store_path::PathHash,
     time::Timestamp,
 };
@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub derivations: BTreeMap<PathHash, (String, &'static str, u32, u32)>,
     /// What is decided about agents.
     pub agents: BTreeMap<Name, SnapshotAgent>,
+    /// What submitters have used of the farm; nothing when they are not in it.
+    pub accounts: BTreeMap<Name, Usage>,
 }
 
 /// An agent in comparable form.
@@ -59,6 +61,8 @@ pub struct SnapshotBuild {
     pub infrastructure_ends: u32,
     /// The agent of the last such attempt.
     pub avoid: Option<Name>,
+    /// What few builds have.
+    pub extras: Extras,
     /// The attempts that their agents may still come back with.
     pub lost: BTreeMap<AttemptId, Name>,
 }
@@ -81,6 +85,7 @@ impl Engine {
                     limits: build.request.limits,
                     infrastructure_ends: build.infrastructure_ends(),
                     avoid: build.avoid().cloned(),
+                    extras: build.extras(),
                     lost: self.lost.of_build(ix),
                 };
                 (build.id, snapshot)
@@ -102,7 +107,9 @@ impl Engine {
                 (agent.name.clone(), SnapshotAgent { suspension, failures })
             })
             .collect();
-        Snapshot { builds, derivations, agents }
+        let accounts = self.accounts.iter().filter(|(_, usage)| *usage != Usage::NONE);
+        let accounts = accounts.map(|(name, usage)| (name.clone(), usage)).collect();
+        Snapshot { builds, derivations, agents, accounts }
     }
 
     /// Returns the settings in force.
@@ -111,9 +118,15 @@ impl Engine {
         &self.settings
     }
 
+    /// Returns the rank that an open build has.
+    #[cfg(test)]
+    pub(crate) fn rank_of(&self, id: BuildId) -> Option<Rank> {
+        self.find(id).map(|ix| self.rank(ix))
+    }
+
     /// Returns the rank under which a build is in its ready set.
     #[must_use]
     pub fn queued_as(&self, ix: Ix<Build>) -> Option<Rank> {
-        self.builds[ix].queued_as.as_deref().copied()
+        self.builds[ix].queued_as.as_ref().map(|queued| queued.rank)
     }
 }

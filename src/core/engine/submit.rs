@@ -1,16 +1,17 @@
 //! Builds come and go: submissions, cancellations, and facts that others verified.
 
 use super::{
-    Answer, Authority, Build, Canceled, Effect, Engine, Inputs, Request, Root, Submission, Token,
-    Turn, order::Known,
+    Answer, Authority, Build, Canceled, Effect, Engine, Extras, Inputs, Request, Root, Submission,
+    Token, Turn, Wanted, open::Rare, order::Known,
 };
 use crate::core::{
     agent::{Agent, SessionId},
     arena::Ix,
     attempt::AttemptState,
     build::{BuildEvent, BuildState, ShownState},
-    change::{BuildRecord, Change, NarOrigin, Origin},
+    change::{BuildAmendment, BuildRecord, Change, NarOrigin, Origin},
     defect::Defect,
+    demands::Demands,
     engine::Order,
     graph::{EndResult, Facts, Held, LastEnd, Node, Standing},
     id::{AttemptId, BuildId},
@@ -22,7 +23,25 @@ use crate::core::{
 use std::{collections::BTreeMap, sync::Arc};
 
 /// A submission, and what all its builds have in common.
-type Asked<'a> = (&'a Submission, &'a Arc<Request>);
+pub(super) type Wish<'a> = (&'a Submission, &'a Arc<Request>);
+
+/// Whether a build was asked for, and by which id.
+#[derive(Debug, Clone, Copy)]
+enum Asked {
+    /// It was named; the id is the submitter's choice.
+    For(Option<BuildId>),
+    /// Something that was named needs it.
+    No,
+}
+
+impl Asked {
+    const fn origin(self) -> Origin {
+        match self {
+            Self::For(_) => Origin::Asked,
+            Self::No => Origin::Implied,
+        }
+    }
+}
 
 impl Engine {
     /// Makes the builds of a submission, and those for its inputs where asked.
@@ -46,11 +65,14 @@ impl Engine {
         let wish = (submission, &request);
         let mut asked: BTreeMap<PathHash, Vec<BuildId>> = BTreeMap::new();
         let mut implied = 0;
+        let chosen = submission.roots.iter().filter_map(|root| Some((root.derivation, root.id?)));
+        let chosen: BTreeMap<PathHash, BuildId> = chosen.collect();
         for one in self.closure(&named, submission.inputs, &facts) {
             let path = one.path.hash();
             for _ in 0..named.get(&path).copied().unwrap_or(0) {
                 let ix = self.meet_new(one);
-                let build = self.add_build(turn, ix, Origin::Asked, wish, &facts);
+                let id = chosen.get(&path).copied();
+                let build = self.add_build(turn, ix, Asked::For(id), wish, &facts);
                 asked.entry(path).or_default().push(build);
             }
             if submission.inputs == Inputs::Build {
@@ -66,14 +88,36 @@ impl Engine {
                 made[(*place - 1).min(made.len() - 1)]
             })
         };
-        let builds = submission.roots.iter().map(build_of).collect();
-        let answer = Answer::Submitted { builds, implied };
+        let builds: Vec<BuildId> = submission.roots.iter().map(build_of).collect();
+        let replaced = self.replace(turn, submission, &builds);
+        let answer = Answer::Submitted { builds, implied, replaced };
         turn.out.effects.push(Effect::Reply { token, answer });
+    }
+
+    /// Cancels what a submission takes the place of: only now that all it needs itself is there.
+    fn replace(
+        &mut self,
+        turn: &mut Turn<'_>,
+        submission: &Submission,
+        answer: &[BuildId],
+    ) -> Vec<BuildId> {
+        let may_go = |id: &&BuildId| {
+            let build = self.find(**id).map(|ix| &self.builds[ix]);
+            build.is_some_and(|build| {
+                build.request.submitter == submission.submitter
+                    && matches!(*build.state, BuildState::Queued | BuildState::Deferred { .. })
+                    && !answer.contains(id)
+            })
+        };
+        let old: Vec<BuildId> = submission.replaces.iter().filter(may_go).copied().collect();
+        let results = self.cancel_all(turn, &old, &Authority::All, Wanted::Stays);
+        let gone = results.into_iter().filter(|(_, result)| *result == Canceled::Done);
+        gone.map(|(id, _)| id).collect()
     }
 
     /// Returns what is named, and with builds for inputs all that these need and that is not
     /// available, dependents first.
-    fn closure<'a>(
+    pub(super) fn closure<'a>(
         &self,
         named: &BTreeMap<PathHash, usize>,
         inputs: Inputs,
@@ -91,18 +135,18 @@ impl Engine {
     }
 
     /// Makes a build for an input that is neither available nor being built. Returns how many.
-    fn add_implied(
+    pub(super) fn add_implied(
         &mut self,
         turn: &mut Turn<'_>,
         input: &Facts,
-        wish: Asked<'_>,
+        wish: Wish<'_>,
         facts: &Known<'_>,
     ) -> usize {
         let ix = self.meet_new(input);
         match self.graph.node(ix).standing {
             Standing::Available | Standing::Pending | Standing::Blocked => 0,
             Standing::Failed | Standing::Missing | Standing::Absent => {
-                self.add_build(turn, ix, Origin::Implied, wish, facts);
+                self.add_build(turn, ix, Asked::No, wish, facts);
                 1
             }
         }
@@ -121,7 +165,7 @@ impl Engine {
     }
 
     /// Returns the node of a derivation, putting it in when it is new.
-    fn meet_new(&mut self, facts: &Facts) -> Ix<Node> {
+    pub(super) fn meet_new(&mut self, facts: &Facts) -> Ix<Node> {
         let class = self.class(&facts.class);
         self.graph.meet(facts, class)
     }
@@ -136,11 +180,7 @@ impl Engine {
         }
         let (ix, novelty) = self.queue.intern(class);
         if novelty == Novelty::New {
-            for agent in self.agents.values_mut() {
-                if class.obstacle(&agent.abilities).is_none() {
-                    agent.classes.push(ix);
-                }
-            }
+            self.tell_agents_of(ix);
         }
         self.last_class = Some((Arc::clone(class), ix));
         ix
@@ -150,18 +190,29 @@ impl Engine {
         &mut self,
         turn: &mut Turn<'_>,
         node: Ix<Node>,
-        origin: Origin,
-        (submission, request): Asked<'_>,
+        asked: Asked,
+        (submission, request): Wish<'_>,
         facts: &Known<'_>,
     ) -> BuildId {
-        let id = BuildId::at(turn.now.wall, turn.ids.random());
+        let origin = asked.origin();
+        let id = match asked {
+            Asked::For(Some(id)) => id,
+            Asked::For(None) | Asked::No => BuildId::at(turn.now.wall, turn.ids.random()),
+        };
+        let (demands, not_before) = match origin {
+            Origin::Asked => (submission.demands.clone(), submission.not_before),
+            Origin::Implied => (Demands::default(), None),
+        };
+        let not_before = not_before.filter(|not_before| *not_before > turn.now.wall);
+        let state = not_before.map_or(BuildState::Queued, |until| BuildState::Deferred { until });
+        let extras = Extras { demands: demands.clone(), not_before, ..Extras::default() };
         let build = Build {
             id,
             node,
-            state: BuildState::Queued.into(),
+            state: state.clone().into(),
             origin,
             request: Arc::clone(request),
-            past: None,
+            rare: Rare::of(0, None, extras),
             queued_as: None,
             shown: ShownState::Waiting,
         };
@@ -176,7 +227,9 @@ impl Engine {
             submitted: request.submitted,
             limits: request.limits,
             tags: submission.tags.clone(),
-            state: BuildState::Queued,
+            demands,
+            not_before,
+            state,
         })));
         let inputs = match facts.get(path) {
             Some(facts) if self.graph.builds(node).is_empty() => facts.inputs.as_slice(),
@@ -188,12 +241,14 @@ impl Engine {
     }
 
     /// Enters an open build everywhere.
-    pub(super) fn add_open(&mut self, now: Now, build: Build, inputs: Vec<Ix<Node>>) {
+    pub(super) fn add_open(&mut self, now: Now, build: Build, inputs: Vec<Ix<Node>>) -> Ix<Build> {
         let (node, priority) = (build.node, build.request.priority);
         let state = BuildState::clone(&build.state);
         let ix = self.enter(build);
+        self.enter_kind(ix);
         self.index_state(now, ix, &state);
         self.graph.attach(node, ix, priority, inputs.into_iter());
+        ix
     }
 
     /// Cancels builds, and with them those for inputs that nobody else needs.
@@ -203,23 +258,69 @@ impl Engine {
         token: Token,
         builds: &[BuildId],
         by: &Authority,
+        wanted: Wanted,
     ) {
-        let mut results = Vec::with_capacity(builds.len());
-        for id in builds {
-            let result = match self.find(*id) {
-                None => Canceled::NotOpen,
-                Some(ix) if !self.may_change(ix, by) => Canceled::NotYours,
-                Some(ix) => {
-                    self.cancel_open(turn, ix);
-                    Canceled::Done
-                }
-            };
-            results.push((*id, result));
-        }
+        let results = self.cancel_all(turn, builds, by, wanted);
         turn.out.effects.push(Effect::Reply { token, answer: Answer::Canceled(results) });
     }
 
-    fn may_change(&self, ix: Ix<Build>, by: &Authority) -> bool {
+    fn cancel_all(
+        &mut self,
+        turn: &mut Turn<'_>,
+        builds: &[BuildId],
+        by: &Authority,
+        wanted: Wanted,
+    ) -> Vec<(BuildId, Canceled)> {
+        let open: Vec<(BuildId, Option<Ix<Build>>)> =
+            builds.iter().map(|id| (*id, self.find(*id))).collect();
+        // Those that need others first, so that nobody stays for one that goes as well.
+        let mut order: Vec<(u32, BuildId, Ix<Build>)> = open
+            .iter()
+            .filter_map(|(id, ix)| {
+                Some((self.graph.node(self.builds[(*ix)?].node).height, *id, (*ix)?))
+            })
+            .filter(|(_, _, ix)| self.may_change(*ix, by))
+            .collect();
+        order.sort_unstable();
+        let mut done: BTreeMap<BuildId, Canceled> = BTreeMap::new();
+        for (_, id, ix) in order {
+            // An earlier one may have taken it along.
+            let result = if self.find(id) != Some(ix) {
+                Canceled::Done
+            } else if wanted == Wanted::Stays && self.is_wanted(ix) {
+                self.keep_for_others(turn, ix);
+                Canceled::Stays
+            } else {
+                self.cancel_open(turn, ix);
+                Canceled::Done
+            };
+            done.entry(id).or_insert(result);
+        }
+        open.into_iter()
+            .map(|(id, ix)| match (ix, done.get(&id)) {
+                (None, _) => (id, Canceled::NotOpen),
+                (Some(_), None) => (id, Canceled::NotYours),
+                (Some(_), Some(result)) => (id, *result),
+            })
+            .collect()
+    }
+
+    /// Tells whether something open needs what only this build makes.
+    fn is_wanted(&self, ix: Ix<Build>) -> bool {
+        let node = self.graph.node(self.builds[ix].node);
+        let alone = self.graph.builds(self.builds[ix].node).len() == 1;
+        node.is_used() && alone && node.standing != Standing::Available
+    }
+
+    /// Notes that whoever asked for a build does so no more.
+    fn keep_for_others(&mut self, turn: &mut Turn<'_>, ix: Ix<Build>) {
+        if self.builds[ix].origin == Origin::Asked {
+            self.builds[ix].origin = Origin::Implied;
+            self.note_amendment(turn, ix, BuildAmendment::Implied);
+        }
+    }
+
+    pub(super) fn may_change(&self, ix: Ix<Build>, by: &Authority) -> bool {
         match by {
             Authority::All => true,
             Authority::Own(name) => self.builds[ix].request.submitter == *name,
@@ -254,6 +355,7 @@ impl Engine {
         event: BuildEvent,
     ) -> Vec<Ix<Node>> {
         self.apply(turn, ix, event);
+        self.leave_kind(ix);
         let builds = &self.builds;
         self.by_id.remove(ix.number(), |number| builds[Ix::from_number(number)].id.digest());
         let build = self.builds.remove(ix);
@@ -282,6 +384,11 @@ impl Engine {
             turn.out.effects.push(Effect::Reply { token, answer });
         }
         self.judge(turn, attempt, &end);
+        if let Some(submitter) =
+            self.holder(attempt).map(|ix| self.builds[ix].request.submitter.clone())
+        {
+            self.charge_rest(turn, &submitter, attempt, &end);
+        }
         turn.out.changes.push(Change::AttemptMoved {
             attempt,
             to: AttemptState::Ended(end),

@@ -7,9 +7,11 @@ pub(crate) mod disk;
 mod graph;
 pub(crate) mod histories;
 mod leases;
+mod naive;
 mod replays;
 mod slices;
 mod submissions;
+mod wishes;
 pub(crate) mod world;
 
 use world::World;
@@ -46,4 +48,5 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Story> {
         .chain(agents::STORIES)
         .chain(administration::STORIES)
         .chain(leases::STORIES)
+        .chain(wishes::STORIES)
 }

@@ -129,5 +129,8 @@ impl Graph {
         let node = &mut self.nodes[ix];
         (node.waiting, node.obstructed) = (waiting, obstructed);
         self.nodes[ix].standing = self.stands(ix);
+        if self.is_unsupplied(ix) {
+            self.want_supply(ix);
+        }
     }
 }

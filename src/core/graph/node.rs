@@ -79,6 +79,12 @@ impl Node {
         self.waiting == 0 && self.obstructed == 0
     }
 
+    /// Tells whether a derivation with open builds has it as an input.
+    #[must_use]
+    pub const fn is_used(&self) -> bool {
+        self.uses > 0
+    }
+
     /// Tells whether its readiness, priority or height changed, and [`Graph::take_touched`] did
     /// not yet return it.
     #[must_use]

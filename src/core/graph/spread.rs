@@ -1,8 +1,8 @@
 //! What one derivation's standing, priority and height mean for others.
 
-use super::{Graph, Ix, Node, Standing};
+use super::{Build, Graph, Ix, Node, Standing};
 use crate::core::defect::Defect;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Graph {
     /// Records that `ix` needs `input`.
@@ -19,6 +19,9 @@ impl Graph {
         let node = &mut self.nodes[ix];
         node.waiting += u32::from(strategy.waits_for(standing));
         node.obstructed += u32::from(standing.obstructs());
+        if standing == Standing::Missing {
+            self.want_supply(input);
+        }
     }
 
     /// Undoes [`Graph::tie`], except for the counters of `ix`, which has no builds any more.
@@ -39,6 +42,9 @@ impl Graph {
                 continue;
             }
             self.nodes[ix].standing = now;
+            if now == Standing::Missing {
+                self.want_supply(ix);
+            }
             for place in self.nodes[ix].dependents.places() {
                 let dependent = self.edges.at(place);
                 let strategy = self.strategy;
@@ -86,6 +92,29 @@ impl Graph {
                 if !is_high && node.standing != Standing::Available {
                     let raised = pending.entry((node.height, *input)).or_insert((priority, height));
                     *raised = (raised.0.max(priority), raised.1.max(height));
+                }
+            }
+        }
+    }
+
+    /// Works out anew the priority of a node, one of whose builds has another one now, and of all
+    /// that it needs and that follow from it. `own` returns the priority of a build itself.
+    pub fn reprioritize(&mut self, start: Ix<Node>, own: impl Fn(Ix<Build>) -> i32) {
+        let mut pending = BTreeSet::from([(self.nodes[start].height, start)]);
+        // As in `raise`, whoever needs something comes before it.
+        while let Some((_, ix)) = pending.pop_first() {
+            let builds = self.builds(ix).iter().map(|build| own(*build));
+            let dependents = self.dependents(ix).iter().map(|other| self.nodes[*other].priority);
+            let priority = builds.chain(dependents).max().unwrap_or(i32::MIN);
+            if self.nodes[ix].priority == priority && ix != start {
+                continue;
+            }
+            self.nodes[ix].priority = priority;
+            self.touch(ix);
+            for input in self.inputs(ix) {
+                let node = &self.nodes[*input];
+                if node.standing != Standing::Available {
+                    pending.insert((node.height, *input));
                 }
             }
         }

@@ -1,10 +1,11 @@
 //! Why a build is not built yet: every fact the planner looks at, in the order it looks.
 
+use super::Kind;
 use crate::core::{
     agent::{Agent, Obstacle},
     arena::Ix,
     build::{BuildState, ShownState},
-    engine::{Build, Engine},
+    engine::{Build, Engine, Extras},
     graph::{Node, Standing},
     id::{AttemptId, BuildId, Name},
     store_path::StorePath,
@@ -13,6 +14,8 @@ use crate::core::{
 
 /// How many inputs and agents an explanation lists; the rest is counted.
 const LISTED_MAX: usize = 100;
+/// How many ready builds that go before one are counted; more are said to be so many.
+const BEFORE_MAX: usize = 100_000;
 
 /// Why a build is not built yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +26,9 @@ pub struct Explanation {
     pub derivation: StorePath,
     /// What its agents must offer.
     pub class: super::Class,
+    /// What few builds have: what it asks of its agent besides, who holds it back, and since when it
+    /// may be tried.
+    pub extras: Extras,
     /// Who has it, while somebody has.
     pub holder: Option<(AttemptId, Name)>,
     /// When it is tried again, while it is deferred.
@@ -35,6 +41,8 @@ pub struct Explanation {
     pub inputs_unlisted: usize,
     /// How many ready builds of its class go before it, once it is ready.
     pub before: Option<usize>,
+    /// By how many minutes it goes back for what its submitter used lately.
+    pub setback_minutes: i64,
     /// Why nothing at all is allocated now; absent when builds are given to agents.
     pub intake_closed: Option<String>,
     /// Why each agent that was ever seen does not take it now.
@@ -78,9 +86,8 @@ pub enum NotTaken {
 
 /// Explains an open build.
 #[must_use]
-pub fn explain(engine: &Engine, ix: Ix<Build>) -> Explanation {
+pub fn explain(engine: &Engine, ix: Ix<Build>, now: Timestamp) -> Explanation {
     let build = engine.build(ix);
-    let node = engine.graph().node(build.node);
     let graph = engine.graph();
     let standing = |input: &Ix<Node>| graph.node(*input).standing;
     let mut inputs: Vec<InputReason> = graph
@@ -97,22 +104,25 @@ pub fn explain(engine: &Engine, ix: Ix<Build>) -> Explanation {
     inputs.sort_by_key(|input| (!input.holds_back, !input.standing.obstructs()));
     let inputs_unlisted = inputs.len().saturating_sub(LISTED_MAX);
     inputs.truncate(LISTED_MAX);
-    let before = engine
-        .queued_as(ix)
-        .map(|rank| engine.queue().ready(node.class).range(..(rank, ix)).count());
-    let class = engine.queue().class(node.class).clone();
+    let setbacks = engine.setbacks(now);
+    let setback = setbacks.of(engine.account_of(ix));
+    let before = engine.queued_as(ix).map(|rank| {
+        engine.queue().before(engine.kind_of(ix), rank.set_back(setback), &setbacks, BEFORE_MAX)
+    });
+    let kind = engine.queue().kind(engine.kind_of(ix));
     let state = engine.shown_state(ix);
     let looks_for_agent =
-        matches!(state, ShownState::Ready | ShownState::Waiting | ShownState::Deferred);
+        !matches!(state, ShownState::Allocated | ShownState::Building | ShownState::Receiving);
     let agents = if looks_for_agent {
-        engine.agents().take(LISTED_MAX).map(|agent| reason(engine, ix, agent, &class)).collect()
+        engine.agents().take(LISTED_MAX).map(|agent| reason(engine, ix, agent, kind)).collect()
     } else {
         Vec::new()
     };
     Explanation {
         state,
         derivation: graph.path(build.node),
-        class,
+        class: kind.class.clone(),
+        extras: build.extras(),
         holder: build.state.lease().map(|lease| (lease.attempt, lease.agent.clone())),
         until: match *build.state {
             BuildState::Deferred { until } => Some(until),
@@ -128,13 +138,14 @@ pub fn explain(engine: &Engine, ix: Ix<Build>) -> Explanation {
         inputs,
         inputs_unlisted,
         before,
+        setback_minutes: setback,
         intake_closed: engine.intake_closed().map(str::to_owned),
         agents,
     }
 }
 
-fn reason(engine: &Engine, ix: Ix<Build>, agent: &Agent, class: &super::Class) -> AgentReason {
-    let reason = if let Some(lacking) = class.obstacle(&agent.abilities) {
+fn reason(engine: &Engine, ix: Ix<Build>, agent: &Agent, kind: &Kind) -> AgentReason {
+    let reason = if let Some(lacking) = kind.obstacle(&agent.name, &agent.abilities) {
         NotTaken::Unable(lacking)
     } else if let Some(obstacle) = agent.obstacle() {
         NotTaken::Not(obstacle)

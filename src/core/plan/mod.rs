@@ -1,12 +1,14 @@
 //! Who gets what: classes of builds, ready sets, strategies, and why a build is not built yet.
 
+mod accounts;
 mod basic;
 mod derivation_ordered;
 mod explain;
 mod queue;
 
+pub use accounts::{AccountIx, Accounts, CHARGED_AT_ONCE_MS, FairShare, Setbacks, Usage};
 pub use explain::{AgentReason, Explanation, InputReason, NotTaken, explain};
-pub use queue::{ClassIx, Novelty, Queue, Rank};
+pub use queue::{ClassIx, Kind, Novelty, Queue, Rank};
 
 use super::{agent::Abilities, graph::Standing, store_path::StoreDir};
 
@@ -22,6 +24,12 @@ pub struct Class {
 }
 
 impl Class {
+    /// Tells whether an agent that can build this class does so through emulation only.
+    #[must_use]
+    pub fn is_emulated_by(&self, abilities: &Abilities) -> bool {
+        self.system.as_ref().is_some_and(|system| !abilities.systems.contains(system))
+    }
+
     /// Returns why an agent cannot build this class; `None` when it can.
     #[must_use]
     pub fn obstacle(&self, abilities: &Abilities) -> Option<String> {

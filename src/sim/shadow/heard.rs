@@ -82,6 +82,10 @@ impl Shadow {
                 }
                 Input::Intake { closed } => heard.intake = Some(closed.is_some()),
                 Input::Submit { .. }
+                | Input::Amend { .. }
+                | Input::Retry { .. }
+                | Input::Supply(_)
+                | Input::Configure { .. }
                 | Input::Record { .. }
                 | Input::Offer { .. }
                 | Input::Administer { .. }

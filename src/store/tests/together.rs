@@ -4,10 +4,10 @@ use super::{Fresh, Store};
 use crate::core::{
     change::Change,
     engine::{
-        Engine, Inputs, Root, Settings,
+        Authority, Engine, Inputs, Retrial, RetryWish, Root, Saved, Settings,
         tests::{
             self,
-            disk::Disk,
+            disk::{Disk, Model},
             histories::{self, history},
             world::{Wish, World},
         },
@@ -21,13 +21,24 @@ use crate::core::{
 };
 use proptest::prelude::*;
 
-impl Disk for Fresh {
+/// A database, and what must be in it.
+struct Known {
+    fresh: Fresh,
+    rows: Model,
+}
+
+impl Disk for Known {
     fn commit(&mut self, changes: &[Change]) {
-        self.store.commit(changes).unwrap();
+        self.fresh.store.commit(changes).unwrap();
+        self.rows.commit(changes);
+    }
+
+    fn saved(&self) -> Saved {
+        self.rows.saved()
     }
 
     fn restore(&self, settings: Settings, now: Now) -> Engine {
-        self.store.restore(settings, now).unwrap()
+        self.fresh.store.restore(settings, now).unwrap()
     }
 
     fn submission_facts(
@@ -37,27 +48,31 @@ impl Disk for Fresh {
         submitter: &Name,
         key: Option<&str>,
     ) -> (Vec<Root>, Vec<Facts>) {
-        let found = self.store.submission_facts(roots, inputs, submitter, key).unwrap();
+        let found = self.fresh.store.submission_facts(roots, inputs, submitter, key).unwrap();
         assert_eq!(found.unknown, []);
         (found.roots, found.facts)
     }
 
+    fn retrial(&self, builds: &[BuildId], by: Authority, wish: RetryWish) -> Retrial {
+        self.fresh.store.retrial(builds, by, wish).unwrap()
+    }
+
     fn has_build(&self, build: BuildId) -> bool {
-        self.store.reader().unwrap().build(build).unwrap().is_some()
+        self.fresh.store.reader().unwrap().build(build).unwrap().is_some()
     }
 
     fn holds_outputs_of(&self, derivation: PathHash) -> bool {
-        let facts = self.store.facts(derivation).unwrap().unwrap();
+        let facts = self.fresh.store.facts(derivation).unwrap().unwrap();
         facts.outputs.iter().all(|(_, held)| *held == Held::Yes)
     }
 }
 
 /// Returns an empty database that does not wait for the platter: what survives a power cut is not
 /// what the stories are about.
-fn quick() -> Fresh {
+fn quick() -> Known {
     let fresh = Fresh::new();
     fresh.tamper("PRAGMA synchronous = OFF").unwrap();
-    fresh
+    Known { fresh, rows: Model::default() }
 }
 
 #[test]
@@ -81,9 +96,10 @@ proptest! {
 
 #[test]
 fn recorded_outputs_are_available_without_nars_and_after_a_restart() {
-    let fresh = quick();
+    let Known { fresh, .. } = quick();
     let store = fresh.store.with_outputs(OutputPolicy::Record);
-    let mut world = World::new(Box::new(Fresh { store, ..fresh }));
+    let known = Known { fresh: Fresh { store, ..fresh }, rows: Model::recording() };
+    let mut world = World::new(Box::new(known));
     world.settings.outputs = OutputPolicy::Record;
     world.strategy(Strategy::DerivationOrdered);
     world.graph("a: b; b; c: b");

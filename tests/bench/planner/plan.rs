@@ -16,6 +16,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use steading::core::{
     agent::{Abilities, SessionId},
     change::{Limits, NarOrigin, NarRecord, OutputRecord, Verdict},
+    demands::Demands,
     engine::{
         Delivery, Effect, Engine, Input, Inputs, Order, Root, Settings, Step, Submission, Token,
     },
@@ -174,7 +175,7 @@ fn submission(shape: &Shape) -> Box<Submission> {
         inputs: shape.inputs(node).iter().map(|input| derivation(*input as usize)).collect(),
         last_end: None,
     });
-    let root = |node| Root { derivation: derivation(node), existing: None };
+    let root = |node| Root { derivation: derivation(node), existing: None, id: None };
     Box::new(Submission {
         submitter: name("operator"),
         roots: (0..shape.count()).map(root).collect(),
@@ -184,6 +185,9 @@ fn submission(shape: &Shape) -> Box<Submission> {
         limits: Limits::default(),
         tags: Vec::new(),
         key: None,
+        demands: Demands::default(),
+        not_before: None,
+        replaces: Vec::new(),
     })
 }
 

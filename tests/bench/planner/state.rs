@@ -12,6 +12,7 @@ use steading::{
         change::{
             BuildRecord, Change, Limits, NarOrigin, NarRecord, Origin, OutputRecord, Verdict,
         },
+        demands::Demands,
         hash::Sha256,
         id::{AttemptId, BuildId, Name},
         outcome::AttemptEnd,
@@ -130,6 +131,8 @@ impl Writer {
             submitted: self.now,
             limits: Limits::default(),
             tags: Vec::new(),
+            demands: Demands::default(),
+            not_before: None,
             state: BuildState::Queued,
         })));
         id
@@ -159,7 +162,7 @@ impl Writer {
     fn finished(&mut self, derivation: PathHash, out: &StorePath) {
         let (build, at) = (self.build(derivation), self.now);
         let attempt = AttemptId::at(at, self.random());
-        self.add(Change::Attempt { attempt, build, agent: name("amber"), at });
+        self.add(Change::Attempt { attempt, build, agent: name("amber"), emulated: false, at });
         let to = AttemptState::Ended(AttemptEnd::Succeeded);
         self.add(Change::AttemptMoved { attempt, to, at });
         let output = OutputRecord {
@@ -170,7 +173,7 @@ impl Writer {
         };
         self.add(Change::Outputs { attempt, outputs: vec![output], verdict: Verdict::Agreed });
         let (from, to) = (BuildState::Queued, BuildState::Succeeded { attempt });
-        self.add(Change::BuildMoved { build, from, to, at });
+        self.add(Change::BuildMoved { build, from, to, blame: None, at });
     }
 }
 

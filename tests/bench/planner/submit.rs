@@ -17,7 +17,7 @@ use std::{io::BufWriter, path::Path, process::Stdio, sync::Arc};
 use steading::{
     coordinator::{engine_thread::SubmitRequest, truth::Truth},
     core::{
-        change::{Change, DerivationRecord, Limits},
+        change::{Change, DerivationRecord},
         engine::{IdSource, Input, Inputs, Settings, Token},
     },
     store::Store,
@@ -111,15 +111,8 @@ fn without_ssh(file: &Path, shape: &Shape) -> f64 {
         let step = truth.decide(clock.now(), &mut ids, vec![input]);
         drop(truth.keep(step).unwrap());
     }
-    let request = SubmitRequest {
-        submitter: name("operator"),
-        roots,
-        inputs: Inputs::Build,
-        priority: 0,
-        limits: Limits::default(),
-        tags: Vec::new(),
-        key: None,
-    };
+    let request =
+        SubmitRequest { inputs: Inputs::Build, ..SubmitRequest::new(name("operator"), roots) };
     let input = truth.submission(request, Token(1)).unwrap().unwrap();
     let step = truth.decide(clock.now(), &mut ids, vec![input]);
     assert!(step.changes.len() >= shape.count(), "a build each");

@@ -12,7 +12,7 @@ use steading::{
     coordinator::{engine_thread::SubmitRequest, truth::Truth},
     core::{
         agent::{Abilities, SessionId},
-        change::{Change, Limits, NarOrigin, NarRecord, OutputRecord, Verdict},
+        change::{Change, NarOrigin, NarRecord, OutputRecord, Verdict},
         engine::{
             Ask, Delivery, Effect, Engine, IdSource, Input, Inputs, Order, Settings, Token, Told,
         },
@@ -139,13 +139,8 @@ pub(crate) fn submit(dir: &Path) {
 fn ask_for(truth: &mut Truth, ids: &mut Ids, roots: Vec<StorePath>) -> usize {
     let number = roots.len();
     let request = SubmitRequest {
-        submitter: "ada".parse().unwrap(),
-        roots,
         inputs: Inputs::Build,
-        priority: 0,
-        limits: Limits::default(),
-        tags: Vec::new(),
-        key: None,
+        ..SubmitRequest::new("ada".parse().unwrap(), roots)
     };
     let part = Meter::read();
     let input = truth.submission(request, Token(1)).unwrap().unwrap();
@@ -295,7 +290,7 @@ fn ask(truth: &Truth, reader: &Reader, some: Vec<BuildId>) {
         part.say(what, times);
     };
     question("status", Ask::Counts, 20);
-    question("why", Ask::Why(some[0]), 1_000);
+    question("why", Ask::Why(some[0], now().wall), 1_000);
     question("how builds are shown", Ask::Shown(some), 100);
     let list = |what: &str, filter: &BuildFilter| {
         let part = Meter::read();

@@ -2,13 +2,17 @@
 
 use crate::core::{
     attempt::AttemptState,
-    build::BuildState,
-    change::{BuildRecord, Change, DerivationRecord},
-    engine::{Engine, Inputs, LostAttempt, OpenBuild, Root, Saved, SavedAgent, Settings},
+    build::{Blame, BuildState},
+    change::{BuildAmendment, BuildRecord, Change, DerivationRecord, Origin},
+    engine::{
+        Authority, Engine, Extras, Inputs, LostAttempt, OpenBuild, OverBuild, Retrial, RetryWish,
+        Root, Saved, SavedAgent, Settings,
+    },
     graph::{EndResult, Facts, Held, LastEnd},
     hash::Sha256,
     id::{AttemptId, BuildId, Name},
     outcome::AttemptEnd,
+    plan::Usage,
     store_path::PathHash,
     time::{Now, Timestamp},
 };
@@ -21,6 +25,8 @@ use std::{
 pub(crate) trait Disk {
     fn commit(&mut self, changes: &[Change]);
     fn restore(&self, settings: Settings, now: Now) -> Engine;
+    /// Returns the rows that a start is about.
+    fn saved(&self) -> Saved;
     fn submission_facts(
         &self,
         roots: &[PathHash],
@@ -28,6 +34,7 @@ pub(crate) trait Disk {
         submitter: &Name,
         key: Option<&str>,
     ) -> (Vec<Root>, Vec<Facts>);
+    fn retrial(&self, builds: &[BuildId], by: Authority, wish: RetryWish) -> Retrial;
     fn has_build(&self, build: BuildId) -> bool;
     fn holds_outputs_of(&self, derivation: PathHash) -> bool;
 }
@@ -42,6 +49,9 @@ pub(crate) struct Model {
     builds: BTreeMap<BuildId, BuildRow>,
     attempts: BTreeMap<AttemptId, AttemptRow>,
     agents: BTreeMap<Name, SavedAgent>,
+    accounts: BTreeMap<Name, Usage>,
+    /// Whether outputs count as held that are only noted.
+    records: bool,
 }
 
 struct BuildRow {
@@ -49,6 +59,7 @@ struct BuildRow {
     since: Timestamp,
     infrastructure_ends: u32,
     avoid: Option<Name>,
+    extras: Extras,
 }
 
 /// An attempt, and whether it was given up because its agent was lost.
@@ -58,8 +69,67 @@ struct AttemptRow {
     is_lost: bool,
 }
 
+impl BuildRow {
+    fn amend(&mut self, amendment: BuildAmendment) {
+        match amendment {
+            BuildAmendment::Priority(priority) => self.record.priority = priority,
+            BuildAmendment::Hold(hold) => self.extras.hold = hold,
+            BuildAmendment::Demands(demands) => self.extras.demands = demands,
+            BuildAmendment::NotDeferred => self.extras.not_before = None,
+            BuildAmendment::Implied => self.record.origin = Origin::Implied,
+            BuildAmendment::Tags(_) => {}
+        }
+    }
+
+    fn move_to(
+        &mut self,
+        (from, to): (&BuildState, BuildState),
+        blamed: Option<(Blame, Name)>,
+        at: Timestamp,
+    ) {
+        assert_eq!(self.record.state, *from, "a build is not where it moves from");
+        match blamed {
+            None => {}
+            Some((Blame::Infrastructure, agent)) => {
+                self.infrastructure_ends += 1;
+                self.avoid = Some(agent);
+            }
+            Some((Blame::Build, agent)) => {
+                self.extras.failures += 1;
+                self.avoid = Some(agent);
+            }
+        }
+        (self.record.state, self.since) = (to, at);
+    }
+
+    fn open(&self) -> OpenBuild {
+        OpenBuild {
+            id: self.record.id,
+            derivation: self.record.derivation,
+            state: self.record.state.clone(),
+            origin: self.record.origin,
+            submitter: self.record.submitter.clone(),
+            priority: self.record.priority,
+            submitted: self.record.submitted,
+            limits: self.record.limits,
+            infrastructure_ends: self.infrastructure_ends,
+            avoid: self.avoid.clone(),
+            extras: self.extras.clone(),
+        }
+    }
+}
+
 impl Model {
+    pub(crate) fn recording() -> Self {
+        Self { records: true, ..Self::default() }
+    }
+
     fn facts(&self, derivation: PathHash) -> Facts {
+        self.facts_without(derivation, &BTreeSet::new())
+    }
+
+    /// Returns the facts as if some builds had never ended.
+    fn facts_without(&self, derivation: PathHash, except: &BTreeSet<BuildId>) -> Facts {
         let record = &self.derivations[&derivation];
         let held = |path: PathHash| match () {
             () if self.held.contains_key(&path) => Held::Yes,
@@ -67,6 +137,7 @@ impl Model {
             () => Held::No,
         };
         let ends = self.builds.values().filter(|row| row.record.derivation == derivation);
+        let ends = ends.filter(|row| !except.contains(&row.record.id));
         let last_end = ends
             .filter_map(|row| {
                 let result = match row.record.state {
@@ -84,6 +155,17 @@ impl Model {
             inputs: record.inputs.clone(),
             last_end,
         }
+    }
+
+    /// Returns the lost attempts of builds.
+    fn lost(&self, of: impl Fn(BuildId) -> bool) -> Vec<LostAttempt> {
+        let lost = self.attempts.iter().filter(|(_, row)| row.is_lost && of(row.build));
+        lost.map(|(attempt, row)| LostAttempt {
+            attempt: *attempt,
+            build: row.build,
+            agent: row.agent.clone(),
+        })
+        .collect()
     }
 
     fn open(&self) -> impl Iterator<Item = &BuildRow> {
@@ -106,25 +188,30 @@ impl Disk for Model {
                 }
                 Change::Build(record) => {
                     let (id, since) = (record.id, record.submitted);
-                    let row =
-                        BuildRow { record: *record, since, infrastructure_ends: 0, avoid: None };
+                    let (demands, not_before) = (record.demands.clone(), record.not_before);
+                    let row = BuildRow {
+                        record: *record,
+                        since,
+                        infrastructure_ends: 0,
+                        avoid: None,
+                        extras: Extras { demands, not_before, ..Extras::default() },
+                    };
                     let twin = self.builds.values().find(|other| {
                         row.record.key.is_some()
                             && other.record.key == row.record.key
+                            && other.record.submitter == row.record.submitter
                             && other.record.derivation == row.record.derivation
                     });
                     assert!(twin.is_none(), "two builds with one key");
                     assert!(self.builds.insert(id, row).is_none(), "two builds with one id");
                 }
-                Change::BuildMoved { build, from, to, at } => {
-                    let row = self.builds.get_mut(&build).unwrap();
-                    assert_eq!(row.record.state, from, "a build is not where it moves from");
-                    let back = matches!(to, BuildState::Queued | BuildState::Deferred { .. });
-                    if let Some(lease) = from.lease().filter(|_| back) {
-                        row.infrastructure_ends += 1;
-                        row.avoid = Some(lease.agent.clone());
-                    }
-                    (row.record.state, row.since) = (to, at);
+                Change::BuildMoved { build, from, to, blame, at } => {
+                    let agent = || self.attempts[&from.attempt().unwrap()].agent.clone();
+                    let blamed = blame.map(|blame| (blame, agent()));
+                    self.builds.get_mut(&build).unwrap().move_to((&from, to), blamed, at);
+                }
+                Change::BuildAmended { build, amendment } => {
+                    self.builds.get_mut(&build).unwrap().amend(amendment);
                 }
                 Change::Attempt { attempt, build, agent, .. } => {
                     let row = AttemptRow { build, agent, is_lost: false };
@@ -160,13 +247,19 @@ impl Disk for Model {
                 Change::AgentFailures { name, builds } => {
                     self.agents.get_mut(&name).unwrap().failures = builds;
                 }
+                Change::Account { name, usage } => {
+                    self.accounts.insert(name, usage);
+                }
                 Change::AgentRemoved { name } => assert!(self.agents.remove(&name).is_some()),
                 Change::Missing { path, .. } => {
                     self.missing.insert(path);
                 }
+                Change::Outputs { outputs, .. } => {
+                    let noted = outputs.iter().filter(|_| self.records);
+                    self.held.extend(noted.map(|output| (output.path.hash(), output.nar_hash)));
+                }
                 Change::DisputedNar { .. }
                 | Change::Reported { .. }
-                | Change::Outputs { .. }
                 | Change::Published { .. }
                 | Change::UnwrittenNar(_)
                 | Change::NarsWritten { .. }
@@ -178,6 +271,40 @@ impl Disk for Model {
 
     fn restore(&self, settings: Settings, now: Now) -> Engine {
         Engine::restore(settings, now, self.saved()).unwrap()
+    }
+
+    fn saved(&self) -> Saved {
+        let roots: BTreeSet<PathHash> = self.open().map(|row| row.record.derivation).collect();
+        let mut needed = roots.clone();
+        for root in roots {
+            needed.extend(&self.derivations[&root].inputs);
+        }
+        Saved {
+            facts: needed.into_iter().map(|derivation| self.facts(derivation)).collect(),
+            builds: self.open().map(BuildRow::open).collect(),
+            agents: self.agents.values().cloned().collect(),
+            lost: self.lost(|build| !self.builds[&build].record.state.is_final()),
+            accounts: self.accounts.iter().map(|(name, usage)| (name.clone(), *usage)).collect(),
+        }
+    }
+
+    fn retrial(&self, builds: &[BuildId], by: Authority, wish: RetryWish) -> Retrial {
+        let rows = builds.iter().filter_map(|id| self.builds.get(id));
+        let rows = rows.filter(|row| row.record.state.is_final()).map(|row| {
+            let attempt = row.record.state.attempt();
+            let agent = attempt.map(|attempt| self.attempts[&attempt].agent.clone());
+            OverBuild { build: row.open(), agent }
+        });
+        let mut retrial = Retrial::divide(builds, rows.collect(), by, wish);
+        let reopened: BTreeMap<BuildId, PathHash> = retrial.reopened().collect();
+        let except: BTreeSet<BuildId> = reopened.keys().copied().collect();
+        let mut needed: BTreeSet<PathHash> = reopened.values().copied().collect();
+        for derivation in reopened.values() {
+            needed.extend(&self.derivations[derivation].inputs);
+        }
+        retrial.facts = needed.iter().map(|path| self.facts_without(*path, &except)).collect();
+        retrial.lost = self.lost(|build| reopened.contains_key(&build));
+        retrial
     }
 
     fn submission_facts(
@@ -198,7 +325,7 @@ impl Disk for Model {
         };
         let found = roots
             .iter()
-            .map(|root| Root { derivation: *root, existing: existing(*root) })
+            .map(|root| Root { derivation: *root, existing: existing(*root), id: None })
             .collect();
         let mut closure: BTreeMap<PathHash, Facts> = BTreeMap::new();
         let mut pending = roots.to_vec();
@@ -220,43 +347,5 @@ impl Disk for Model {
             .outputs
             .iter()
             .all(|(_, path)| self.held.contains_key(&path.hash()))
-    }
-}
-
-impl Model {
-    fn saved(&self) -> Saved {
-        let roots: BTreeSet<PathHash> = self.open().map(|row| row.record.derivation).collect();
-        let mut needed = roots.clone();
-        for root in roots {
-            needed.extend(&self.derivations[&root].inputs);
-        }
-        let build = |row: &BuildRow| OpenBuild {
-            id: row.record.id,
-            derivation: row.record.derivation,
-            state: row.record.state.clone(),
-            origin: row.record.origin,
-            submitter: row.record.submitter.clone(),
-            priority: row.record.priority,
-            submitted: row.record.submitted,
-            limits: row.record.limits,
-            infrastructure_ends: row.infrastructure_ends,
-            avoid: row.avoid.clone(),
-        };
-        Saved {
-            facts: needed.into_iter().map(|derivation| self.facts(derivation)).collect(),
-            builds: self.open().map(build).collect(),
-            agents: self.agents.values().cloned().collect(),
-            lost: self
-                .attempts
-                .iter()
-                .filter(|(_, row)| row.is_lost)
-                .filter(|(_, row)| !self.builds[&row.build].record.state.is_final())
-                .map(|(attempt, row)| LostAttempt {
-                    attempt: *attempt,
-                    build: row.build,
-                    agent: row.agent.clone(),
-                })
-                .collect(),
-        }
     }
 }

@@ -1,7 +1,12 @@
 //! Who waits for whom, and what follows when something ends.
 
 use super::world::{SYSTEM, Wish, World, nar};
-use crate::core::{change::Change, outcome::Outcome, plan::Strategy};
+use crate::core::{
+    change::Change,
+    engine::{Authority, Wanted},
+    outcome::Outcome,
+    plan::Strategy,
+};
 
 super::stories! {
     fn a_chain_is_built_in_order(world: &mut World) {
@@ -128,7 +133,7 @@ super::stories! {
         world.join("amber", 1);
         world.fails("amber", "b.1");
         assert_eq!(world.shown(), "a waiting, b#2 allocated");
-        world.cancel(&[second]);
+        world.cancel_all(&[second], Authority::All, Wanted::Goes);
         assert_eq!(world.shown(), "a blocked");
     }
 

@@ -3,17 +3,19 @@
 
 use super::{
     disk::{Disk, Model},
-    world::{SYSTEM, Wish, World, abilities, nar},
+    world::{SYSTEM, Wish, World, abilities, name, nar},
 };
 use crate::core::{
     attempt::{Held, HeldPhase},
     build::ShownState,
     change::Change,
-    engine::{Decision, Delivery, Inputs, Snapshot},
+    defect::Planted,
+    demands::Demands,
+    engine::{Authority, Decision, Delivery, Inputs, RetryWish, Snapshot, Wanted},
     graph::Standing,
     id::BuildId,
     outcome::{BuildFailure, Outcome, SetupFailure},
-    plan::Strategy as Ordering,
+    plan::{FairShare, Strategy as Ordering},
 };
 use proptest::prelude::*;
 
@@ -55,8 +57,10 @@ enum Outputs {
 /// Something that happens. Numbers pick one of what there is, counted round and round.
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
-    Submit { roots: Vec<usize>, inputs: bool, priority: i32, key: Option<u8> },
-    Cancel(usize),
+    Submit { roots: Vec<usize>, inputs: bool, priority: i32, key: Option<u8>, terms: u8 },
+    Cancel { build: usize, force: bool },
+    Amend { build: usize, what: u8 },
+    Retry { build: usize, wish: u8 },
     Join { agent: usize, held: u8 },
     Leave(usize),
     Started { attempt: usize, by: Option<usize> },
@@ -69,6 +73,7 @@ pub(crate) enum Event {
     Decide { agent: usize, decision: u8 },
     Pass(u64),
     WallJumps(i64),
+    Configure(u8),
     Restart,
 }
 
@@ -76,6 +81,8 @@ pub(crate) enum Event {
 #[derive(Debug, Clone)]
 pub(crate) struct History {
     ordered: bool,
+    fair: bool,
+    tries: bool,
     plants: Vec<Plant>,
     events: Vec<Event>,
 }
@@ -100,9 +107,15 @@ fn event() -> impl Strategy<Value = Event> {
             prop::bool::weighted(0.7),
             -2..3i32,
             prop::option::weighted(0.3, 0..2u8),
+            any::<u8>(),
         )
-            .prop_map(|(roots, inputs, priority, key)| Event::Submit { roots, inputs, priority, key }),
-        2 => any::<usize>().prop_map(Event::Cancel),
+            .prop_map(|(roots, inputs, priority, key, terms)| {
+                Event::Submit { roots, inputs, priority, key, terms }
+            }),
+        2 => (any::<usize>(), any::<bool>())
+            .prop_map(|(build, force)| Event::Cancel { build, force }),
+        2 => (any::<usize>(), 0..6u8).prop_map(|(build, what)| Event::Amend { build, what }),
+        4 => (any::<usize>(), 0..6u8).prop_map(|(build, wish)| Event::Retry { build, wish }),
         4 => (0..3usize, any::<u8>()).prop_map(|(agent, held)| Event::Join { agent, held }),
         1 => (0..3usize).prop_map(Event::Leave),
         4 => (attempt(), by()).prop_map(|(attempt, by)| Event::Started { attempt, by }),
@@ -118,6 +131,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => prop_oneof![Just(1u64), Just(10_000), Just(90_000), Just(1_200_000)]
             .prop_map(Event::Pass),
         1 => prop_oneof![Just(-3_600_000i64), Just(3_600_000)].prop_map(Event::WallJumps),
+        1 => (0..6u8).prop_map(Event::Configure),
         1 => Just(Event::Restart),
     ]
 }
@@ -125,7 +139,8 @@ fn event() -> impl Strategy<Value = Event> {
 pub(crate) fn history() -> impl Strategy<Value = History> {
     let plants = prop::collection::vec(plant(), 1..=DERIVATIONS_MAX);
     let events = prop::collection::vec(event(), 1..=EVENTS_MAX);
-    (any::<bool>(), plants, events).prop_map(|(ordered, plants, events)| {
+    let modes = (any::<bool>(), any::<bool>(), any::<bool>());
+    (modes, plants, events).prop_map(|((ordered, fair, tries), plants, events)| {
         let plants = plants.into_iter().enumerate().map(|(place, (inputs, system, outputs))| {
             // Near ones, so that chains get long.
             let near = |pick: usize| place.checked_sub(1 + pick % 5);
@@ -134,8 +149,21 @@ pub(crate) fn history() -> impl Strategy<Value = History> {
             inputs.dedup();
             Plant { inputs, system, outputs }
         });
-        History { ordered, plants: plants.collect(), events }
+        History { ordered, fair, tries, plants: plants.collect(), events }
     })
+}
+
+/// Returns what a build asks of its agent: nothing, more often than not.
+fn demands(number: u8) -> Demands {
+    let names = |picked: &[usize]| picked.iter().map(|agent| name(AGENTS[*agent].0)).collect();
+    let none = Demands::default();
+    match number % 8 {
+        0 => Demands { agents: names(&[1]), ..none },
+        1 => Demands { not_agents: names(&[0]), ..none },
+        2 => Demands { agents: names(&[0, 2]), not_agents: names(&[2]), ..none },
+        3 => Demands { native_only: true, ..none },
+        _ => none,
+    }
 }
 
 /// A history as it goes.
@@ -147,10 +175,24 @@ struct Telling {
 
 /// Tells a history on a disk.
 pub(crate) fn tell(history: &History, disk: Box<dyn Disk>) {
+    tell_with(history, disk, Planted::default());
+}
+
+/// Tells a history of an engine that makes a mistake.
+fn tell_with(history: &History, disk: Box<dyn Disk>, planted: Planted) {
     let mut telling =
         Telling { world: World::new(disk), derivations: Vec::new(), returned: vec![] };
     // So that short histories have quarantines, too.
     telling.world.settings.quarantine_after = 2;
+    telling.world.settings.planted = planted;
+    if history.tries {
+        telling.world.settings.build_missing = true;
+        telling.world.settings.retries.exit = 1;
+    }
+    if history.fair {
+        let fair = FairShare { weight_minutes: 30, half_life_minutes: 60 };
+        telling.world.settings.fair_share = fair;
+    }
     telling.world.restart();
     if history.ordered {
         telling.world.strategy(Ordering::DerivationOrdered);
@@ -197,22 +239,41 @@ impl Telling {
 
     fn happens(&mut self, event: &Event) {
         match event {
-            Event::Submit { roots, inputs, priority, key } => {
+            Event::Submit { roots, inputs, priority, key, terms } => {
                 let roots: Vec<String> = roots.iter().map(|root| self.pick(*root)).collect();
                 let roots: Vec<&str> = roots.iter().map(String::as_str).collect();
                 let wish = Wish {
                     inputs: if *inputs { Inputs::Build } else { Inputs::Leave },
                     priority: *priority,
                     key: key.map(|key| key.to_string()),
+                    demands: demands(*terms),
+                    defer_ms: (terms % 7 == 6).then_some(7_200_000),
+                    submitter: ["ada", "bea"][usize::from(terms / 128)],
+                    replaces: if terms % 9 == 8 { self.returned.clone() } else { Vec::new() },
                 };
                 let builds = self.world.submit_all(&roots, wish);
                 assert_eq!(builds.len(), roots.len());
                 self.returned.extend(builds);
             }
-            Event::Cancel(number) => {
-                if !self.returned.is_empty() {
-                    let build = self.returned[number % self.returned.len()];
-                    self.world.cancel(&[build]);
+            Event::Cancel { build, force } => {
+                if let Some(build) = self.build(*build) {
+                    let wanted = if *force { Wanted::Goes } else { Wanted::Stays };
+                    self.world.cancel_all(&[build], Authority::All, wanted);
+                }
+            }
+            Event::Amend { build, what } => {
+                if let Some(build) = self.build(*build) {
+                    self.amend(build, *what);
+                }
+            }
+            Event::Retry { build, wish } => {
+                if let Some(build) = self.build(*build) {
+                    let (agents, not_agents) = (demands(*wish).agents, demands(*wish).not_agents);
+                    let priority = (*wish == 5).then_some(4);
+                    self.world.retries(&[build], RetryWish { agents, not_agents, priority });
+                    if matches!(*wish, 3 | 4) {
+                        self.world.cancel_all(&[build], Authority::All, Wanted::Goes);
+                    }
                 }
             }
             Event::Join { agent, held } => self.join(*agent, |place| held >> (place % 8) & 1 == 0),
@@ -260,8 +321,39 @@ impl Telling {
             Event::Decide { agent, decision } => self.decide(AGENTS[*agent].0, *decision),
             Event::Pass(ms) => self.world.pass_ms(*ms),
             Event::WallJumps(ms) => self.world.wall_clock_jumps(*ms),
+            Event::Configure(what) => self.configure(*what),
             Event::Restart => self.world.restart(),
         }
+        self.world.assert_supplied();
+    }
+
+    /// Returns any build that ever was.
+    fn build(&self, number: usize) -> Option<BuildId> {
+        let builds = &self.world.build_names;
+        builds.keys().nth(number % builds.len().max(1)).copied()
+    }
+
+    fn amend(&mut self, build: BuildId, what: u8) {
+        match what {
+            0 => self.world.sets_priority(build, 3),
+            1 => self.world.sets_priority(build, -3),
+            2 | 3 => self.world.holds(build),
+            _ => self.world.releases(build),
+        }
+    }
+
+    fn configure(&mut self, what: u8) {
+        self.world.configure(|settings| match what {
+            0 => settings.strategy = Ordering::Basic,
+            1 => settings.strategy = Ordering::DerivationOrdered,
+            2 => settings.build_missing = !settings.build_missing,
+            3 => settings.priority_step = 7,
+            4 => settings.fair_share = FairShare::default(),
+            _ => {
+                let fair = FairShare { weight_minutes: 60, half_life_minutes: 30 };
+                settings.fair_share = fair;
+            }
+        });
     }
 
     /// An agent comes with some of the attempts it ever had.
@@ -331,6 +423,12 @@ impl Telling {
             self.join(agent, |_| true);
             self.world.decides(name, Decision::Resume);
         }
+        let open: Vec<BuildId> = self.world.engine.snapshot().builds.into_keys().collect();
+        for build in &open {
+            self.world.releases(*build);
+        }
+        // What is deferred for long would only be waited for.
+        self.world.retries(&open, RetryWish::default());
         let bound = 20 * (self.world.engine.snapshot().builds.len() + 1);
         for _ in 0..bound {
             let leased = self.world.snapshot_attempts();
@@ -361,7 +459,15 @@ impl Telling {
         let drv = self.world.drv(self.world.build_names[&id].split('#').next().unwrap());
         match snapshot.builds[&id].shown {
             ShownState::Blocked => true,
-            ShownState::Ready => drv.class.system.as_deref() == Some(SYSTEMS[2]),
+            ShownState::Ready => {
+                let class = &drv.class;
+                let demands = &snapshot.builds[&id].extras.demands;
+                !AGENTS.iter().any(|(agent, systems, slots)| {
+                    let (agent, abilities) = (name(agent), abilities(systems, *slots));
+                    class.obstacle(&abilities).is_none()
+                        && demands.obstacle(class, &agent, &abilities).is_none()
+                })
+            }
             // Then the input itself is nobody's business, or cannot go on either.
             ShownState::Waiting => drv.inputs.iter().any(|input| {
                 let graph = self.world.engine.graph();
@@ -382,4 +488,32 @@ proptest! {
     fn any_history_keeps_memory_and_disk_equal_and_comes_to_rest(history in history()) {
         tell(&history, Box::<Model>::default());
     }
+}
+
+/// How many histories a planted mistake may survive.
+#[cfg(feature = "sim")]
+const SURVIVED_MAX: usize = 600;
+
+/// Each mistake is planted, and the same histories are told until one of them notices it.
+#[cfg(feature = "sim")]
+#[test]
+fn each_planted_mistake_is_noticed() {
+    use crate::core::defect::Defect;
+    use proptest::{strategy::ValueTree as _, test_runner::TestRunner};
+    use std::panic::{self, AssertUnwindSafe};
+
+    let mut unnoticed = Vec::new();
+    for defect in Defect::IN_HISTORIES {
+        let mut runner = TestRunner::deterministic();
+        let noticed = (0..SURVIVED_MAX).any(|_| {
+            let history = history().new_tree(&mut runner).unwrap().current();
+            let planted = Planted::one(Some(*defect));
+            let telling = || tell_with(&history, Box::<Model>::default(), planted);
+            panic::catch_unwind(AssertUnwindSafe(telling)).is_err()
+        });
+        if !noticed {
+            unnoticed.push(defect.word());
+        }
+    }
+    assert_eq!(unnoticed, Vec::<&str>::new());
 }

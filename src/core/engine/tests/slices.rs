@@ -5,6 +5,7 @@ use crate::core::{
     agent::SessionId,
     build::ShownState,
     change::{Limits, OutputRecord, Verdict},
+    demands::Demands,
     engine::{
         Ask, Delivery, Effect, Engine, IdSource, Input, Inputs, Order, Root, Settings, Submission,
         Token, Told, queueing::REFRESHED_MAX,
@@ -69,7 +70,7 @@ impl Hub {
         all.extend((0..DEPENDENTS).map(|number| facts(&format!("d{number}"), &hubs, &["hub"])));
         let roots = all
             .iter()
-            .map(|facts| Root { derivation: facts.path.hash(), existing: None })
+            .map(|facts| Root { derivation: facts.path.hash(), existing: None, id: None })
             .collect();
         let submission = Box::new(Submission {
             submitter: name("ada"),
@@ -80,6 +81,9 @@ impl Hub {
             limits: Limits::default(),
             tags: Vec::new(),
             key: None,
+            demands: Demands::default(),
+            not_before: None,
+            replaces: Vec::new(),
         });
         let engine = Engine::new(Settings::default());
         let mut hub = Self { engine, ids: Counting(0), sessions: 0 };
@@ -182,7 +186,8 @@ fn what_ends_between_slices_is_not_woken() {
     let waiting = builds.iter().filter(|(_, build)| build.state.lease().is_none());
     let builds = waiting.map(|(id, _)| *id).collect();
     let by = crate::core::engine::Authority::All;
-    hub.step(vec![Input::Cancel { token: Token(3), builds, by }]);
+    let wanted = crate::core::engine::Wanted::Goes;
+    hub.step(vec![Input::Cancel { token: Token(3), builds, by, wanted }]);
     hub.settle();
     assert_eq!(hub.ready(), 0);
     assert_eq!(hub.engine.snapshot().builds.len(), 4, "what amber has goes on");

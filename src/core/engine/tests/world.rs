@@ -3,21 +3,25 @@
 //! After every step it compares every index with what it is derived from, and memory with what a
 //! restart would find on the disk.
 
-use super::disk::Disk;
+use super::{
+    disk::Disk,
+    naive::{Around, Naive, Ranks},
+};
 use crate::core::{
     agent::{Abilities, Capacity, SessionId},
     attempt::{AttemptState, Held, HeldPhase},
     build::ShownState,
     change::{Change, DerivationRecord, Limits, NarOrigin, NarRecord, OutputRecord, Verdict},
+    demands::Demands,
     engine::{
-        Answer, Ask, Authority, Decision, Delivery, Effect, Engine, IdSource, Input, Inputs, Order,
-        Settings, Submission, Token, Told,
+        Amendment, Answer, Ask, Authority, Decision, Delivery, Effect, Engine, HoldWish, IdSource,
+        Input, Inputs, Order, RetryWish, Settings, Submission, Supplies, Token, Told, Wanted,
     },
     hash::Sha256,
     id::{AttemptId, BuildId, InstanceId, Name},
     outcome::{BuildFailure, Outcome, SetupFailure},
     path_info::PathInfo,
-    plan::{Class, Explanation, Strategy},
+    plan::{Class, Explanation, FairShare, Strategy},
     store_path::{PathHash, StoreDir, StorePath},
     time::{Monotonic, Now, Timestamp},
 };
@@ -49,13 +53,45 @@ pub(crate) struct Wish {
     pub(crate) inputs: Inputs,
     pub(crate) priority: i32,
     pub(crate) key: Option<String>,
+    pub(crate) demands: Demands,
+    /// How far off the time is until which it is deferred, in milliseconds.
+    pub(crate) defer_ms: Option<i64>,
+    pub(crate) replaces: Vec<BuildId>,
+    pub(crate) submitter: &'static str,
 }
 
 impl Wish {
     /// Only what is named.
-    pub(crate) const ALONE: Self = Self { inputs: Inputs::Leave, priority: 0, key: None };
+    pub(crate) const ALONE: Self = Self::new(Inputs::Leave);
     /// And its inputs.
-    pub(crate) const WITH_INPUTS: Self = Self { inputs: Inputs::Build, priority: 0, key: None };
+    pub(crate) const WITH_INPUTS: Self = Self::new(Inputs::Build);
+
+    const fn new(inputs: Inputs) -> Self {
+        let demands = Demands {
+            agents: Vec::new(),
+            not_agents: Vec::new(),
+            tags: Vec::new(),
+            native_only: false,
+        };
+        let replaces = Vec::new();
+        Self { inputs, priority: 0, key: None, demands, defer_ms: None, replaces, submitter: "ada" }
+    }
+
+    pub(crate) fn demands(self, demands: Demands) -> Self {
+        Self { demands, ..self }
+    }
+
+    pub(crate) fn defer_ms(self, ms: i64) -> Self {
+        Self { defer_ms: Some(ms), ..self }
+    }
+
+    pub(crate) fn replaces(self, builds: &[BuildId]) -> Self {
+        Self { replaces: builds.to_vec(), ..self }
+    }
+
+    pub(crate) fn by(self, submitter: &'static str) -> Self {
+        Self { submitter, ..self }
+    }
 
     pub(crate) fn priority(self, priority: i32) -> Self {
         Self { priority, ..self }
@@ -87,6 +123,11 @@ pub(crate) struct World {
     given: Vec<(AttemptId, String)>,
     live: BTreeMap<BuildId, AttemptId>,
     told_blocked: BTreeSet<BuildId>,
+    /// How many builds agents want at a time, and whether results can be taken in.
+    wants: BTreeMap<String, u32>,
+    is_intake_closed: bool,
+    /// What the last step gave away, in order.
+    given_away: Vec<(BuildId, Name)>,
     changes: Vec<String>,
     effects: Vec<String>,
 }
@@ -153,6 +194,9 @@ impl World {
             given: Vec::new(),
             live: BTreeMap::new(),
             told_blocked: BTreeSet::new(),
+            wants: BTreeMap::new(),
+            is_intake_closed: false,
+            given_away: Vec::new(),
             changes: Vec::new(),
             effects: Vec::new(),
         }
@@ -163,10 +207,24 @@ impl World {
         self.restart();
     }
 
+    pub(crate) fn share_fairly(&mut self, weight_minutes: i64, half_life_minutes: i64) {
+        self.settings.fair_share = FairShare { weight_minutes, half_life_minutes };
+        self.restart();
+    }
+
+    /// Changes settings while everything goes on.
+    pub(crate) fn configure(&mut self, change: impl FnOnce(&mut Settings)) {
+        change(&mut self.settings);
+        let (token, settings) = (self.token(), self.settings);
+        self.step(vec![Input::Configure { token, settings }]);
+    }
+
     /// Kills the coordinator and starts it again: sessions are gone, monotonic time begins anew.
     pub(crate) fn restart(&mut self) {
         self.now.mono = Monotonic::from_ms(0);
         self.session_of.clear();
+        self.wants.clear();
+        self.is_intake_closed = false;
         self.engine = self.disk.restore(self.settings, self.now);
         self.step(Vec::new());
     }
@@ -223,7 +281,7 @@ impl World {
 
     pub(crate) fn submit_all(&mut self, roots: &[&str], wish: Wish) -> Vec<BuildId> {
         let roots: Vec<PathHash> = roots.iter().map(|root| self.drv(root).path.hash()).collect();
-        let submitter = name("ada");
+        let submitter = name(wish.submitter);
         let (roots, facts) =
             self.disk.submission_facts(&roots, wish.inputs, &submitter, wish.key.as_deref());
         let token = self.token();
@@ -236,6 +294,9 @@ impl World {
             limits: Limits::default(),
             tags: Vec::new(),
             key: wish.key,
+            demands: wish.demands.sorted(),
+            not_before: wish.defer_ms.map(|ms| self.now.wall.plus_ms(ms)),
+            replaces: wish.replaces,
         });
         let effects = self.step(vec![Input::Submit { token, submission }]);
         effects
@@ -252,8 +313,36 @@ impl World {
     }
 
     pub(crate) fn cancel_by(&mut self, builds: &[BuildId], by: Authority) {
+        self.cancel_all(builds, by, Wanted::Stays);
+    }
+
+    pub(crate) fn cancel_all(&mut self, builds: &[BuildId], by: Authority, wanted: Wanted) {
         let (token, builds) = (self.token(), builds.to_vec());
-        self.step(vec![Input::Cancel { token, builds, by }]);
+        self.step(vec![Input::Cancel { token, builds, by, wanted }]);
+    }
+
+    pub(crate) fn amend(&mut self, builds: &[BuildId], amendment: Amendment) {
+        let (token, builds, by) = (self.token(), builds.to_vec(), Authority::All);
+        self.step(vec![Input::Amend { token, builds, by, amendment }]);
+    }
+
+    pub(crate) fn sets_priority(&mut self, build: BuildId, priority: i32) {
+        self.amend(&[build], Amendment { priority: Some(priority), ..Amendment::default() });
+    }
+
+    pub(crate) fn holds(&mut self, build: BuildId) {
+        let hold = Some(HoldWish::Hold(name("olga")));
+        self.amend(&[build], Amendment { hold, ..Amendment::default() });
+    }
+
+    pub(crate) fn releases(&mut self, build: BuildId) {
+        self.amend(&[build], Amendment { hold: Some(HoldWish::Release), ..Amendment::default() });
+    }
+
+    pub(crate) fn retries(&mut self, builds: &[BuildId], wish: RetryWish) {
+        let retrial = Box::new(self.disk.retrial(builds, Authority::All, wish));
+        let token = self.token();
+        self.step(vec![Input::Retry { token, retrial }]);
     }
 
     pub(crate) fn decides(&mut self, agent: &str, decision: Decision) {
@@ -295,6 +384,11 @@ impl World {
         let session = SessionId(self.sessions);
         self.agent_of.insert(session, agent.to_owned());
         let capacity = self.joins_with.take();
+        let slots = capacity.as_ref().map_or(abilities.slots, |it| it.slots.min(abilities.slots));
+        // It counts at once; the one who is refused has a session already.
+        if !self.session_of.contains_key(agent) || instance == 0 {
+            self.wants.insert(agent.to_owned(), slots);
+        }
         let effects = self.step(vec![Input::Join {
             session,
             name: name(agent),
@@ -311,12 +405,18 @@ impl World {
 
     pub(crate) fn leave(&mut self, agent: &str) {
         if let Some(session) = self.session_of.remove(agent) {
+            self.wants.remove(agent);
             self.step(vec![Input::Leave { session }]);
         }
     }
 
     pub(crate) fn wants(&mut self, agent: &str, slots: u32, reason: &str) {
         let (session, reason) = (self.session(agent), Some(reason.to_owned()));
+        let most = self.engine.agents().find(|known| known.name == name(agent));
+        let most = most.map_or(0, |known| known.abilities.slots);
+        if self.session_of.contains_key(agent) {
+            self.wants.insert(agent.to_owned(), slots.min(most));
+        }
         self.step(vec![Input::Capacity { session, slots, reason }]);
     }
 
@@ -429,6 +529,7 @@ impl World {
     // What the coordinator finds.
 
     pub(crate) fn close_intake(&mut self, reason: Option<&str>) {
+        self.is_intake_closed = reason.is_some();
         self.step(vec![Input::Intake { closed: reason.map(str::to_owned) }]);
     }
 
@@ -489,7 +590,7 @@ impl World {
     }
 
     pub(crate) fn why(&self, build: BuildId) -> Explanation {
-        match self.engine.ask(&Ask::Why(build)) {
+        match self.engine.ask(&Ask::Why(build, self.now.wall)) {
             Told::Why(Some(explanation)) => *explanation,
             other => panic!("{other:?}"),
         }
@@ -507,6 +608,11 @@ impl World {
     pub(crate) fn attempt(&self, called: &str) -> AttemptId {
         let found = self.attempt_names.iter().find(|(_, name)| *name == called);
         *found.unwrap_or_else(|| panic!("no attempt is called {called}")).0
+    }
+
+    /// Returns the build that stories call so.
+    pub(crate) fn build_called(&self, called: &str) -> BuildId {
+        *self.build_names.iter().find(|(_, name)| *name == called).unwrap().0
     }
 
     pub(crate) fn token(&mut self) -> Token {
@@ -532,6 +638,7 @@ impl World {
 
     /// Steps, makes the changes durable, and looks at everything.
     pub(crate) fn step(&mut self, inputs: Vec<Input>) -> Vec<Effect> {
+        self.given_away.clear();
         let step = self.engine.step(self.now, &mut self.ids, inputs);
         self.disk.commit(&step.changes);
         for change in &step.changes {
@@ -541,14 +648,33 @@ impl World {
             self.hear(effect);
         }
         self.look_at_everything();
+        let wanting = step.effects.iter().filter_map(|effect| match effect {
+            Effect::Supply(wanting) => Some(wanting.clone()),
+            _ => None,
+        });
+        for wanting in wanting.collect::<Vec<_>>() {
+            let (derivations, inputs) = (&wanting.derivations, wanting.inputs);
+            let nobody = name("nobody");
+            let (_, facts) = self.disk.submission_facts(derivations, inputs, &nobody, None);
+            let tags = Vec::new();
+            self.step(vec![Input::Supply(Box::new(Supplies { wanting, facts, tags }))]);
+        }
         step.effects
     }
 
     fn look_at_everything(&mut self) {
         assert_eq!(self.engine.check(), Vec::<String>::new());
         let memory = self.engine.snapshot();
+        let saved = self.disk.saved();
         let reloaded = self.disk.restore(self.settings, self.now);
+        // Nobody has a session there, so that nothing is to be given away.
         assert_eq!(reloaded.check(), Vec::<String>::new());
+        let around = self.around();
+        let naive = Naive::new(&around, &saved);
+        let none = Vec::<String>::new();
+        assert_eq!(naive.differences(&self.engine, Ranks::HighEnough), none, "by the rules");
+        assert_eq!(naive.differences(&reloaded, Ranks::Exact), none, "by the rules, reloaded");
+        assert_eq!(naive.misgiven(&self.engine, &self.given_away), none, "by the rules");
         assert_eq!(memory, reloaded.snapshot(), "memory (left) is not what the disk says (right)");
         let leased: BTreeMap<BuildId, AttemptId> = memory
             .builds
@@ -561,6 +687,25 @@ impl World {
         self.told_blocked.retain(is_blocked);
         for id in memory.builds.keys().filter(|id| is_blocked(id)) {
             assert!(self.told_blocked.contains(id), "nobody was told that a build is blocked");
+        }
+    }
+
+    /// Asserts that nobody waits for missing inputs that could be built.
+    pub(crate) fn assert_supplied(&self) {
+        if self.settings.build_missing {
+            let saved = self.disk.saved();
+            let around = self.around();
+            let unsupplied = Naive::new(&around, &saved).unsupplied();
+            assert_eq!(unsupplied, Vec::<String>::new());
+        }
+    }
+
+    fn around(&self) -> Around<'_> {
+        Around {
+            settings: &self.settings,
+            wants: self.wants.iter().map(|(agent, slots)| (name(agent), *slots)).collect(),
+            is_intake_closed: self.is_intake_closed,
+            now: self.now.wall,
         }
     }
 
@@ -583,8 +728,12 @@ impl World {
             Change::BuildMoved { build, from, to, .. } => {
                 format!("{} {} → {}", self.build_names[build], from.word(), to.word())
             }
+            Change::BuildAmended { build, amendment } => {
+                format!("{} {amendment:?}", self.build_names[build])
+            }
             Change::Attempt { attempt, build, agent, .. } => {
                 self.given.push((*attempt, agent.to_string()));
+                self.given_away.push((*build, agent.clone()));
                 let before = self.live.insert(*build, *attempt);
                 assert_eq!(before, None, "a build has two live attempts");
                 if self.settings.strategy == Strategy::DerivationOrdered {
@@ -624,7 +773,7 @@ impl World {
                 let disputed = if *verdict == Verdict::Disputed { ", disputed" } else { "" };
                 format!("{} outputs {}{disputed}", self.attempt_names[attempt], outputs.len())
             }
-            Change::Agent { .. } | Change::AgentFailures { .. } => return,
+            Change::Agent { .. } | Change::AgentFailures { .. } | Change::Account { .. } => return,
             Change::AgentSuspended { name, suspension: None } => format!("{name} takes builds"),
             Change::AgentSuspended { name, suspension: Some(suspension) } => {
                 format!("{name} {}", suspension.kind.word())
@@ -682,7 +831,17 @@ impl World {
                 }
             }
             Effect::Reply { answer, .. } => match answer {
-                Answer::Submitted { builds, implied } => {
+                Answer::Amended(results) => {
+                    let each =
+                        results.iter().map(|(b, r)| format!("{} {r:?}", self.build_names[b]));
+                    format!("amended: {}", each.collect::<Vec<_>>().join(", "))
+                }
+                Answer::Retried(results) => {
+                    let each =
+                        results.iter().map(|(b, r)| format!("{} {r:?}", self.build_names[b]));
+                    format!("retried: {}", each.collect::<Vec<_>>().join(", "))
+                }
+                Answer::Submitted { builds, implied, .. } => {
                     let builds: Vec<_> =
                         builds.iter().map(|b| self.build_names[b].as_str()).collect();
                     format!("submitted {} and {implied} more", builds.join(" "))
@@ -693,6 +852,7 @@ impl World {
                     format!("canceled: {}", each.collect::<Vec<_>>().join(", "))
                 }
                 Answer::Administered(result) => format!("administered: {result:?}"),
+                Answer::Configured => "configured".to_owned(),
                 Answer::Recorded => return,
                 Answer::Offer { derivation: Some(path) } => {
                     format!("offer of {} wanted", path.name())
@@ -706,6 +866,15 @@ impl World {
                     assert!(self.told_blocked.insert(*build), "told twice that a build is blocked");
                 }
                 format!("{} rests {state}", self.build_names[build])
+            }
+            Effect::Supply(wanting) => {
+                let called = |path: &PathHash| {
+                    let known = self.derivations.values().find(|d| d.path.hash() == *path);
+                    known.unwrap().path.name().trim_end_matches(".drv").to_owned()
+                };
+                let derivations: Vec<_> = wanting.derivations.iter().map(called).collect();
+                let build = &self.build_names[&wanting.build];
+                format!("{build} wants {}", derivations.join(" "))
             }
             Effect::SealLog { attempt } => format!("log of {} sealed", self.attempt_names[attempt]),
             Effect::Quarantined { agent, .. } => format!("{agent} quarantined"),
