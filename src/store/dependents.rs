@@ -11,6 +11,13 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The most builds that are looked at; the first ones that ended.
 pub const DEPENDENTS_LOOKED_AT_MAX: usize = 100_000;
 
+/// The index is named because there is another one of the same builds, by state.
+pub(super) const UNSUCCESSFUL_SQL: &str = "SELECT b.id, b.submitter, d.hash
+    FROM builds b INDEXED BY builds_unsuccessful_since
+    JOIN derivations d ON d.id = b.derivation
+    WHERE b.state IN ('failed', 'canceled') AND b.state_at >= :since
+    ORDER BY b.state_at LIMIT :limit";
+
 /// A build that did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unsuccessful {
@@ -73,12 +80,7 @@ impl Reader {
     fn unsuccessful(&self, since: i64) -> Result<Vec<Unsuccessful>, StoreError> {
         let mut select = self
             .connection
-            .prepare_cached(
-                "SELECT b.id, b.submitter, d.hash FROM builds b
-                 JOIN derivations d ON d.id = b.derivation
-                 WHERE b.state IN ('failed', 'canceled') AND b.state_at >= :since
-                 ORDER BY b.state_at LIMIT :limit",
-            )
+            .prepare_cached(UNSUCCESSFUL_SQL)
             .map_err(doing("read unsuccessful builds"))?;
         let limit = i64::try_from(DEPENDENTS_LOOKED_AT_MAX).unwrap_or(i64::MAX);
         let rows = select

@@ -9,6 +9,12 @@ use crate::core::{
 use rusqlite::{OptionalExtension as _, named_params};
 use std::collections::BTreeSet;
 
+/// The states are named twice because the index is of builds in these.
+pub(super) const OWN_SUCCESS_SQL: &str = "SELECT b.id FROM builds b
+    JOIN derivations d ON d.id = b.derivation
+    WHERE d.hash = :hash AND b.state = 'succeeded' AND b.state IN ('succeeded', 'failed')
+    ORDER BY b.state_at DESC, b.id DESC LIMIT 1";
+
 /// The most builds that a submission replaces.
 const REPLACED_MAX: usize = 1_000_000;
 
@@ -169,13 +175,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Sql`] and [`StoreError::Damaged`].
     pub fn successful_build(&self, derivation: PathHash) -> Result<Option<BuildId>, StoreError> {
-        let own = self.first_build(
-            "SELECT b.id FROM builds b JOIN derivations d ON d.id = b.derivation
-             WHERE d.hash = :hash AND b.state = 'succeeded'
-                AND b.state IN ('succeeded', 'failed')
-             ORDER BY b.state_at DESC, b.id DESC LIMIT 1",
-            derivation,
-        )?;
+        let own = self.first_build(OWN_SUCCESS_SQL, derivation)?;
         if own.is_some() {
             return Ok(own);
         }

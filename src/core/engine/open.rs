@@ -187,3 +187,14 @@ impl Build {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_few_builds_have_takes_one_pointer_from_all() {
+        assert_eq!(size_of::<Option<Box<Rare>>>(), 8);
+        assert!(size_of::<Build>() <= 56, "{} bytes", size_of::<Build>());
+    }
+}

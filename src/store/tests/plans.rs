@@ -3,7 +3,10 @@
 use super::Fresh;
 use crate::{
     core::{change::Change, engine::tests::world::nar},
-    store::{BuildFilter, First, Holdings, Store, migrate::SCRIPTS, read::builds_sql},
+    store::{
+        BuildFilter, First, Holdings, Store, dependents::UNSUCCESSFUL_SQL, migrate::SCRIPTS,
+        read::builds_sql, retrial::OWN_SUCCESS_SQL,
+    },
 };
 
 #[test]
@@ -23,6 +26,22 @@ fn builds_of_a_state_are_read_in_order_from_an_index() {
             assert!(plan.starts_with("SEARCH b USING INDEX builds_"), "{state}: {plan}");
             assert!(!plan.contains("TEMP B-TREE"), "{state} is sorted: {plan}");
         }
+    }
+}
+
+#[test]
+fn what_a_retry_or_a_submission_asks_about_builds_that_are_over_comes_from_an_index() {
+    let fresh = Fresh::new();
+    for (sql, index) in [
+        (UNSUCCESSFUL_SQL, "SEARCH b USING INDEX builds_unsuccessful_since"),
+        (OWN_SUCCESS_SQL, "SEARCH b USING COVERING INDEX builds_ended"),
+    ] {
+        let mut explain =
+            fresh.store.connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let lines = explain.raw_query().mapped(|row| row.get::<_, String>(3));
+        let plan = lines.collect::<Result<Vec<_>, _>>().unwrap().join("\n");
+        assert!(plan.contains(index), "{plan}");
+        assert!(!plan.contains("TEMP B-TREE"), "sorted: {plan}");
     }
 }
 

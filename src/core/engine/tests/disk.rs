@@ -3,7 +3,7 @@
 use crate::core::{
     attempt::AttemptState,
     build::{Blame, BuildState},
-    change::{BuildAmendment, BuildRecord, Change, DerivationRecord, Origin},
+    change::{BuildAmendment, BuildRecord, Change, DerivationRecord, Origin, OutputRecord},
     engine::{
         Authority, Engine, Extras, Inputs, LostAttempt, OpenBuild, OverBuild, Retrial, RetryWish,
         Root, Saved, SavedAgent, Settings,
@@ -122,6 +122,11 @@ impl BuildRow {
 impl Model {
     pub(crate) fn recording() -> Self {
         Self { records: true, ..Self::default() }
+    }
+
+    fn note(&mut self, outputs: &[OutputRecord]) {
+        let noted = outputs.iter().filter(|_| self.records);
+        self.held.extend(noted.map(|output| (output.path.hash(), output.nar_hash)));
     }
 
     fn facts(&self, derivation: PathHash) -> Facts {
@@ -254,10 +259,7 @@ impl Disk for Model {
                 Change::Missing { path, .. } => {
                     self.missing.insert(path);
                 }
-                Change::Outputs { outputs, .. } => {
-                    let noted = outputs.iter().filter(|_| self.records);
-                    self.held.extend(noted.map(|output| (output.path.hash(), output.nar_hash)));
-                }
+                Change::Outputs { outputs, .. } => self.note(&outputs),
                 Change::DisputedNar { .. }
                 | Change::Reported { .. }
                 | Change::Published { .. }

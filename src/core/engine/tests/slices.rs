@@ -7,14 +7,14 @@ use crate::core::{
     change::{Limits, OutputRecord, Verdict},
     demands::Demands,
     engine::{
-        Ask, Delivery, Effect, Engine, IdSource, Input, Inputs, Order, Root, Settings, Submission,
-        Token, Told, queueing::REFRESHED_MAX,
+        Amendment, Ask, Authority, Delivery, Effect, Engine, HoldWish, IdSource, Input, Inputs,
+        Order, Root, Settings, Submission, Token, Told, Wanted, queueing::REFRESHED_MAX,
     },
     graph::{Facts, Held},
     hash::Sha256,
-    id::{AttemptId, InstanceId},
+    id::{AttemptId, BuildId, InstanceId},
     outcome::Outcome,
-    plan::Class,
+    plan::{Class, FairShare},
     store_path::{PathHash, StoreDir},
     time::{Monotonic, Now, Timestamp},
 };
@@ -129,8 +129,12 @@ impl Hub {
     }
 
     fn ready(&self) -> usize {
+        self.count(ShownState::Ready)
+    }
+
+    fn count(&self, state: ShownState) -> usize {
         match self.engine.ask(&Ask::Counts) {
-            Told::Counts(counts) => counts.builds.get(&ShownState::Ready).copied().unwrap_or(0),
+            Told::Counts(counts) => counts.builds.get(&state).copied().unwrap_or(0),
             _ => unreachable!("counts were asked for"),
         }
     }
@@ -185,11 +189,44 @@ fn what_ends_between_slices_is_not_woken() {
     let builds = hub.engine.snapshot().builds;
     let waiting = builds.iter().filter(|(_, build)| build.state.lease().is_none());
     let builds = waiting.map(|(id, _)| *id).collect();
-    let by = crate::core::engine::Authority::All;
-    let wanted = crate::core::engine::Wanted::Goes;
+    let by = Authority::All;
+    let wanted = Wanted::Goes;
     hub.step(vec![Input::Cancel { token: Token(3), builds, by, wanted }]);
     hub.settle();
     assert_eq!(hub.ready(), 0);
     assert_eq!(hub.engine.snapshot().builds.len(), 4, "what amber has goes on");
+    assert_eq!(hub.engine.check(), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_held_between_slices_goes_to_nobody() {
+    let mut hub = Hub::new();
+    hub.is_built();
+    let builds: Vec<BuildId> = hub.engine.snapshot().builds.into_keys().collect();
+    let amendment = Amendment { hold: Some(HoldWish::Hold(name("olga"))), ..Amendment::default() };
+    let by = Authority::All;
+    assert_eq!(hub.step(vec![Input::Amend { token: Token(3), builds, by, amendment }]), []);
+    assert_eq!(hub.engine.check(), Vec::<String>::new());
+    assert_eq!(hub.joins("birch", "x86_64-linux"), []);
+    hub.settle();
+    assert_eq!(hub.ready(), 0);
+    let open = hub.engine.snapshot().builds.len();
+    assert_eq!(hub.count(ShownState::Held), open - 4, "what amber has goes on");
+    assert_eq!(hub.engine.check(), Vec::<String>::new());
+}
+
+#[test]
+fn other_settings_are_judged_by_in_slices() {
+    let mut hub = Hub::new();
+    hub.is_built();
+    hub.settle();
+    let fair_share = FairShare { weight_minutes: 60, half_life_minutes: 60 };
+    let settings = Settings { priority_step: 7, fair_share, ..Settings::default() };
+    hub.step(vec![Input::Configure { token: Token(3), settings }]);
+    assert!(hub.has_more_to_do());
+    assert_eq!(hub.engine.check(), Vec::<String>::new());
+    let steps = hub.settle();
+    assert!(steps >= DEPENDENTS / REFRESHED_MAX - 2, "{steps} steps");
+    assert_eq!(hub.ready(), DEPENDENTS - 4 + 1);
     assert_eq!(hub.engine.check(), Vec::<String>::new());
 }

@@ -226,7 +226,11 @@ impl World {
         self.wants.clear();
         self.is_intake_closed = false;
         self.engine = self.disk.restore(self.settings, self.now);
-        self.step(Vec::new());
+        let wakes_in_ms = self.engine.wakes_in_ms(self.now);
+        let effects = self.step(Vec::new());
+        if effects.iter().any(|effect| matches!(effect, Effect::Supply(_))) {
+            assert_eq!(wakes_in_ms, Some(0), "nothing need arrive for what is wanted");
+        }
     }
 
     // What is known.
