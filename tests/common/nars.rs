@@ -214,6 +214,7 @@ const SKIPPABLE: [u8; 12] = [0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4];
 /// Returns all attacks.
 pub(crate) fn attacks() -> Vec<Attack> {
     let mut attacks = declarations();
+    attacks.extend(compressions());
     attacks.extend(files());
     attacks.extend(contents());
     attacks.extend(names());
@@ -301,6 +302,25 @@ fn declarations() -> Vec<Attack> {
     ]
 }
 
+/// Files of which it is not true how they are compressed.
+fn compressions() -> Vec<Attack> {
+    vec![
+        before("a file that is not compressed, but said to be", "cannot both be right", |t| {
+            sending(t, |_| file_nar(CONTENT))
+        }),
+        behind("a file that begins like a nar", "cannot be decompressed", |t| {
+            sending(t, |_| [&file_nar(CONTENT)[..], &[0; 8]].concat())
+        }),
+        behind("no compression and no nar", "expected the beginning of a nar", |t| {
+            let mut made = sending(t, |file| file);
+            made.offered[0].info.nar_hash = made.offered[0].file_hash;
+            made.offered[0].info.nar_bytes = made.offered[0].file_bytes;
+            "none".clone_into(&mut made.offered[0].compression);
+            made
+        }),
+    ]
+}
+
 /// Files that are not what was declared of them, or no file that may be sent.
 fn files() -> Vec<Attack> {
     vec![
@@ -363,19 +383,6 @@ fn files() -> Vec<Attack> {
         }),
         behind("a frame that is skipped last", "behind the end of the nar", |t| {
             sending(t, |file| [&file[..], &SKIPPABLE].concat())
-        }),
-        before("a file that is not compressed, but said to be", "cannot both be right", |t| {
-            sending(t, |_| file_nar(CONTENT))
-        }),
-        behind("a file that begins like a nar", "cannot be decompressed", |t| {
-            sending(t, |_| [&file_nar(CONTENT)[..], &[0; 8]].concat())
-        }),
-        behind("no compression and no nar", "expected the beginning of a nar", |t| {
-            let mut made = sending(t, |file| file);
-            made.offered[0].info.nar_hash = made.offered[0].file_hash;
-            made.offered[0].info.nar_bytes = made.offered[0].file_bytes;
-            "none".clone_into(&mut made.offered[0].compression);
-            made
         }),
         behind("another compression", "cannot be decompressed", |t| {
             sending(t, |_| b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x03\0\0\0\0\0\0\0\0\0".to_vec())
