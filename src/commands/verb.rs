@@ -284,7 +284,8 @@ fn not_called(error: &clap::Error, words: &[String]) -> NotCalled {
         ErrorKind::InvalidSubcommand => {
             let word = |kind| match error.get(kind) {
                 Some(ContextValue::String(word)) => Some(word.clone()),
-                Some(ContextValue::Strings(words)) => words.first().cloned(),
+                // clap has the likeliest last.
+                Some(ContextValue::Strings(words)) => words.last().cloned(),
                 Some(_) | None => None,
             };
             let wrong = table::excerpt(&word(ContextKind::InvalidSubcommand).unwrap_or_default());
@@ -337,6 +338,7 @@ mod tests {
     #[test]
     fn an_unknown_verb_is_named_with_the_one_that_was_meant() {
         assert_eq!(wrong("sumbit x"), "there is no verb ‘sumbit’; did you mean ‘submit’?");
+        assert_eq!(wrong("sett x"), "there is no verb ‘sett’; did you mean ‘set’?");
         assert_eq!(wrong("zzzzzz"), "there is no verb ‘zzzzzz’: ‘help’ lists them");
         assert_eq!(
             wrong("agents puase amber"),
