@@ -20,11 +20,51 @@ use tokio::time::{Instant, sleep};
 /// The pause between two questions: an agent asks now and then, and does not flood.
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// What one round measured, in seconds per question.
+struct Round {
+    idle: Vec<f64>,
+    busy: Vec<f64>,
+}
+
 /// Measures questions alone, and while the same agent uploads on another connection.
 pub(crate) fn measure(bench: &Bench) -> Section {
     let file = payload::write(&bench.scratch, Kind::Random, bench.options.bytes);
     let content = fs_err::read(&file).unwrap();
     fs_err::remove_file(file).unwrap();
+    let mut rounds: Vec<Round> =
+        (0..bench.options.rounds).map(|_| round(bench, &content)).collect();
+    let rows = vec![
+        row("p50", 0.5, Bar::None, &mut rounds),
+        row("p99", 0.99, Bar::AtMost(10.0), &mut rounds),
+    ];
+    let about = format!(
+        "An agent sends pieces of log and waits for their acknowledgement, one at a time, {} ms \
+         apart, while it delivers a nar of {} MiB on a bulk connection: {} questions alone, {} \
+         during the upload; {} rounds, each with a coordinator of its own.",
+        PAUSE.as_millis(),
+        bench.options.bytes >> 20,
+        rounds.iter().map(|round| round.idle.len()).sum::<usize>(),
+        rounds.iter().map(|round| round.busy.len()).sum::<usize>(),
+        rounds.len(),
+    );
+    Section { part: "control", about, rows }
+}
+
+/// Returns the median and the best of what the rounds have at `share` of their questions.
+fn row(name: &str, share: f64, bar: Bar, rounds: &mut [Round]) -> Row {
+    let mut of = |questions: fn(&mut Round) -> &mut Vec<f64>| {
+        let mut found: Vec<f64> =
+            rounds.iter_mut().map(|round| percentile(questions(round), share) * 1e3).collect();
+        (percentile(&mut found, 0.5), percentile(&mut found, 0.0))
+    };
+    let ours = of(|round| &mut round.busy);
+    let (idle, best) = of(|round| &mut round.idle);
+    let what = format!("answer on the control connection during an upload, {name}");
+    let peer = Peer::Measured("without the upload".to_owned(), idle, best);
+    Row { what, unit: "ms", ours, peer, bar }
+}
+
+fn round(bench: &Bench, content: &[u8]) -> Round {
     let farm = Farm::start(bench, &["amber".to_owned()]);
     let dir = farm.store_dir();
     let members =
@@ -32,7 +72,7 @@ pub(crate) fn measure(bench: &Bench) -> Section {
     let config = farm.client("amber", farm.address());
     let mut agent = bench.runtime.block_on(Agent::join(&config, &dir, 2)).unwrap();
     farm.submit(&members);
-    let (mut idle, mut busy) = bench.runtime.block_on(async {
+    bench.runtime.block_on(async {
         let (asked, derivation) = agent.allocation().await.unwrap();
         let (sent, other) = agent.allocation().await.unwrap();
         let (asked, sent) =
@@ -41,7 +81,7 @@ pub(crate) fn measure(bench: &Bench) -> Section {
         agent.started(asked).await;
         agent.started(sent).await;
         agent.built(sent).await;
-        let packed = pack("out", &members[1].outputs[0].1, &content);
+        let packed = pack("out", &members[1].outputs[0].1, content);
         let mut bulk = Bulk::connect(config.clone(), farm.address()).await;
         let mut offset = 0;
         let mut idle = Vec::new();
@@ -54,28 +94,8 @@ pub(crate) fn measure(bench: &Bench) -> Section {
             busy.push(ask(&mut agent, asked, &mut offset).await);
         }
         (&mut uploading).await.unwrap();
-        (idle, busy)
-    });
-    let row = |name: &str, share: f64, bar: Bar, idle: &mut [f64], busy: &mut [f64]| {
-        let (idle, busy) = (percentile(idle, share) * 1e3, percentile(busy, share) * 1e3);
-        let what = format!("answer on the control connection during an upload, {name}");
-        let peer = Peer::Measured("without the upload".to_owned(), idle, idle);
-        Row { what, unit: "ms", ours: (busy, busy), peer, bar }
-    };
-    let rows = vec![
-        row("p50", 0.5, Bar::None, &mut idle, &mut busy),
-        row("p99", 0.99, Bar::AtMost(10.0), &mut idle, &mut busy),
-    ];
-    let about = format!(
-        "An agent sends pieces of log and waits for their acknowledgement, one at a time, {} ms \
-         apart, while it delivers a nar of {} MiB on a bulk connection: {} questions alone, {} \
-         during the upload.",
-        PAUSE.as_millis(),
-        bench.options.bytes >> 20,
-        idle.len(),
-        busy.len()
-    );
-    Section { part: "control", about, rows }
+        Round { idle, busy }
+    })
 }
 
 /// Asks one question and returns how many seconds the answer took.
