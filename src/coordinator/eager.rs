@@ -8,11 +8,12 @@ use super::{
     Coordinator,
     bulk::BulkEnd,
     engine_thread::EngineGone,
-    small::{Unwritten, Verifiers},
-    upload::{
-        self, Closures, NAR_LIMITS, Planned, Prepared, Received, Refusal, conclude, prepare,
-        recorded, refusal_of, stale,
+    offer::{
+        self, Closures, NAR_LIMITS, Planned, Prepared, Received, Refusal, prepare, recorded,
+        refusal_of,
     },
+    small::{Unwritten, Verifiers},
+    upload::{self, conclude, stale},
 };
 use crate::{
     core::{
@@ -330,7 +331,7 @@ fn receive_files(
         Ok(prepared) => prepared,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    let verified = upload::plan(depot, attempt, &deriver, prepared).and_then(|mut plan| {
+    let verified = offer::plan(depot, attempt, &deriver, prepared).and_then(|mut plan| {
         let missing = plan.outputs.iter().zip(files).filter(|(planned, _)| planned.is_wanted());
         let uploads = std::mem::take(&mut plan.uploads);
         let mut verified = Vec::with_capacity(uploads.len());

@@ -18,6 +18,7 @@ pub mod hygiene;
 pub mod inputs;
 mod keeper;
 pub mod logs;
+mod offer;
 pub mod pressure;
 mod probe;
 pub mod publishing;
