@@ -4,6 +4,7 @@ use super::{
     Bench,
     agents::{Left, Member, gather, names, one_slot, together},
     note, number,
+    questions::Questions,
     state::{self, RECORDING},
     submit, timed,
 };
@@ -46,7 +47,7 @@ pub(crate) struct Distribution {
 }
 
 /// What building a distribution came to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Run {
     /// How long the submission took, and the building, in seconds.
     submit_s: f64,
@@ -58,6 +59,8 @@ pub(crate) struct Run {
     resident_mib: [f64; 3],
     /// The length of the database at the end.
     database_mib: f64,
+    /// How long questions took while all of it was submitted.
+    questions: Vec<Row>,
 }
 
 /// Measures one run of everything.
@@ -81,7 +84,7 @@ pub(crate) fn measure(bench: &Bench) -> Section {
     let run = build_all(bench, &Arc::new(distribution));
     let same = |value| (value, value);
     let [empty, queued, done] = run.resident_mib;
-    let rows = vec![
+    let mut rows = vec![
         note("`ssh submit --closure`", "s", same(run.submit_s)),
         note("`ssh submit --closure`, coordinator", "CPU s", same(run.submit_cpu)),
         note("all built", "s", same(run.build_s)),
@@ -93,6 +96,7 @@ pub(crate) fn measure(bench: &Bench) -> Section {
         note("resident memory, everything built", "MiB", same(done)),
         note("the database in the end", "MiB", same(run.database_mib)),
     ];
+    rows.extend(run.questions);
     Section { part: "planner distribution", about, rows }
 }
 
@@ -100,7 +104,8 @@ fn about(bench: &Bench, distribution: &Distribution) -> String {
     format!(
         "{} derivations of a real distribution with {} edges, submitted in one stream and built by \
          {} agents on real connections that answer at once; outputs are recorded, strategy \
-         `derivation-ordered`. Every build was given out exactly once, and never before its inputs.",
+         `derivation-ordered`. Every build was given out exactly once, and never before its inputs. While it was \
+         submitted, somebody asked questions in turn on another connection.",
         distribution.count(),
         distribution.edge_count(),
         bench.options.agents
@@ -216,9 +221,12 @@ pub(crate) fn build_all(bench: &Bench, distribution: &Arc<Distribution>) -> Run 
     let farm = Farm::start_on(&bench.farm, &names, &put);
     let resident = || memory_kib(farm.coordinator_pid(), "status", "VmRSS") / 1_024.0;
     let cpu = || cpu_of(farm.coordinator_pid()).own_s;
-    let empty = resident();
-    let ((), submit_s) = timed(|| submit::submit(&farm, &stream));
-    let (submit_cpu, queued) = (cpu(), resident());
+    let mut questions = Questions::new(bench, &farm);
+    let (empty, cpu_before) = (resident(), cpu());
+    let ((), submit_s) = questions.while_busy(&farm, || timed(|| submit::submit(&farm, &stream)));
+    let (submit_cpu, queued) = (cpu() - cpu_before, resident());
+    let questions = questions.finish(&farm);
+    let cpu_before = cpu();
     let hello = one_slot(&distribution.store_dir(), &distribution.systems);
     let progress = Arc::new(Mutex::new(Progress::default()));
     let left = Left::new(distribution.count());
@@ -229,7 +237,7 @@ pub(crate) fn build_all(bench: &Bench, distribution: &Arc<Distribution>) -> Run 
             together(members, life).await;
         });
     });
-    let (build_cpu, done) = (cpu() - submit_cpu, resident());
+    let (build_cpu, done) = (cpu() - cpu_before, resident());
     let status = &farm.objects("status")[0];
     let open: u64 = status["builds"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
     let given = progress.lock().unwrap().given.len();
@@ -238,7 +246,7 @@ pub(crate) fn build_all(bench: &Bench, distribution: &Arc<Distribution>) -> Run 
     #[expect(clippy::cast_precision_loss, reason = "shown in MiB")]
     let database_mib = fs_err::metadata(database).unwrap().len() as f64 / f64::from(1 << 20);
     let resident_mib = [empty, queued, done];
-    Run { submit_s, build_s, submit_cpu, build_cpu, resident_mib, database_mib }
+    Run { submit_s, build_s, submit_cpu, build_cpu, resident_mib, database_mib, questions }
 }
 
 /// Takes builds and says at once that they are built, until all are.

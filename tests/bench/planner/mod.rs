@@ -13,6 +13,7 @@ mod memory;
 pub(crate) mod next;
 mod peers;
 mod plan;
+mod questions;
 mod recovery;
 mod shape;
 mod state;
