@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "common/until.rs"]
+mod until;
+
 use bytes::Bytes;
 use std::{
     collections::BTreeMap, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration,
@@ -22,7 +25,7 @@ use steading::{
     },
     formats::nar::{NarWriter, Regular},
     protocol::{
-        bulk::{BulkFromAgent, BulkToAgent, OfferedOutput, OutputPlan, RefusalCode},
+        bulk::{BulkFromAgent, BulkToAgent, OfferedOutput, OutputPlan, RefusalCode, STALL_MAX},
         frame::{self, Decoder},
         handshake::{HeldPhase, Hello},
         message::{Allocation, FromAgent, ToAgent, Welcome},
@@ -39,9 +42,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-
-/// How long anything here may take; far more than it does.
-const LIMIT: Duration = Duration::from_mins(1);
+use until::{WAIT_MAX as LIMIT, until};
 
 /// A coordinator's door, and what one agent needs.
 struct World {
@@ -227,12 +228,7 @@ impl World {
     }
 
     async fn until_gone(&self, attempt: AttemptId) {
-        let gone = async {
-            while self.spool(attempt).exists() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(LIMIT, gone).await.unwrap();
+        until("the attempt is forgotten", async || !self.spool(attempt).exists()).await;
     }
 
     async fn control(&mut self) -> Channel {
@@ -495,22 +491,35 @@ async fn a_coordinator_that_stands_still_is_left_and_offered_to_again() {
     for _ in 0..2 {
         assert!(matches!(bulk.receive().await, BulkFromAgent::Data { .. }));
     }
-    let clock = Clock::start();
-    for _ in 0..4 {
-        bulk.send(&BulkToAgent::Taken { bytes: 7 }).await;
-    }
-    let mut again = world.bulk().await;
-    assert!(clock.now().mono.as_ms() < 20_000, "signs that tell of no progress count");
+    // Signs that tell of no progress do not count, however many there are.
+    let mut again = tokio::select! {
+        again = world.bulk() => again,
+        () = standing_still(&bulk) => unreachable!("it never returns"),
+    };
     assert_eq!(offer(&mut again).await, offered);
+    let clock = Clock::start();
     again.send(&BulkToAgent::Plan { outputs: send.clone(), signs: true }).await;
     assert_eq!(file(&mut again).await.len() as u64, offered.file_bytes);
     // Now it does not even give signs of life.
     let mut third = world.bulk().await;
-    assert!(clock.now().mono.as_ms() > 30_000);
+    let patience = u128::from(clock.now().mono.as_ms());
+    assert!(patience >= STALL_MAX.as_millis(), "only {patience} ms");
     assert_eq!(offer(&mut third).await, offered);
     third.send(&BulkToAgent::Committed { attempt, ahead: 0 }).await;
     world.until_gone(attempt).await;
     agent.stop().await;
+}
+
+/// Gives signs of life that tell of no progress. Never returns.
+async fn standing_still(bulk: &Channel) {
+    loop {
+        let sign = frame::encode(&BulkToAgent::Taken { bytes: 7 }).unwrap();
+        if bulk.writer.write(sign).await.is_err() {
+            // The agent has left.
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 #[tokio::test]
@@ -584,7 +593,7 @@ async fn a_canceled_build_is_killed_and_forgotten() {
     control.send(&ToAgent::Allocate(waiting.clone())).await;
     drop(world.prepare("sleep 10000", vec![]).await);
     assert_eq!(control.told().await, FromAgent::Started { attempt });
-    assert!(world.spool(waiting.attempt).exists());
+    until("the other one waits", async || world.spool(waiting.attempt).exists()).await;
     control.send(&ToAgent::Cancel { attempt: waiting.attempt }).await;
     world.until_gone(waiting.attempt).await;
     control.send(&ToAgent::Cancel { attempt }).await;
@@ -716,12 +725,7 @@ async fn too_little_room_in_the_store_makes_the_agent_collect_what_nothing_needs
     let mut control = world.control().await;
     assert_eq!(control.welcome(vec![], vec![]).await.capacity.unwrap().slots, 0);
     let files = PathBuf::from(unused.path.to_string());
-    let collected = async {
-        while files.exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(LIMIT, collected).await.unwrap();
+    until("it is collected", async || !files.exists()).await;
     agent.stop().await;
 }
 

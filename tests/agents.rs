@@ -223,10 +223,9 @@ async fn what_a_draining_agent_has_at_the_deadline_goes_to_another() {
     let mut birch = Agent::join(&farm, "birch", 2).await;
     let other = submit(&farm, "other").await;
     assert_eq!(birch.given().await.0, other);
-    assert_eq!(
-        object(&farm, "olga", "agents drain amber --deadline 1s").await["state"],
-        "draining"
-    );
+    let told = object(&farm, "olga", "agents drain amber --deadline 1s").await;
+    // Where answering takes longer than that, it is over already.
+    assert!(["draining", "drained"].contains(&told["state"].as_str().unwrap()), "{told}");
     assert_eq!(amber.order().await, Order::Cancel { attempt });
     assert_eq!(birch.given().await.0, build);
     let shown = object(&farm, "vera", "agents show amber").await;

@@ -385,9 +385,11 @@ async fn a_failed_build_is_followed_and_explained_with_what_it_blocks() {
     // Somebody follows before any agent has the build.
     let mut following = farm.ssh("vera", &[], &format!("log -f {failing}")).spawn().unwrap();
     let mut stderr = following.stderr.take().unwrap();
-    let mut told = [0; 64];
-    let len = stderr.read(&mut told).await.unwrap();
-    assert!(String::from_utf8(told[..len].to_vec()).unwrap().contains("is ready"));
+    let mut told = Vec::new();
+    while !told.ends_with(b"\n") {
+        assert_ne!(stderr.read_buf(&mut told).await.unwrap(), 0, "{}", told.escape_ascii());
+    }
+    assert!(String::from_utf8(told).unwrap().contains("is ready"));
 
     let mut agent = Agent::join(&farm).await;
     let (build, attempt) = agent.begin(&farm).await;

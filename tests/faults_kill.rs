@@ -60,6 +60,8 @@ const AGENT_ROUNDS: u64 = 15;
 const NIX_ROUNDS: u64 = 2;
 /// Faults of one round.
 const STRIKES: u64 = 3;
+/// How long a round may take to end after the last fault; each takes a few seconds.
+const ENDED_SECONDS_MAX: u64 = 300;
 /// More builds than a round has.
 const BUILDS_MAX: usize = 1_000;
 
@@ -318,7 +320,8 @@ impl<'a> Round<'a> {
     /// Waits until nothing more will happen.
     fn until_ended(&self, acknowledged: &BTreeMap<&str, Vec<String>>) {
         let ids: Vec<&str> = acknowledged.values().flatten().map(String::as_str).collect();
-        let waited = self.farm.run(&format!("wait --timeout 60 {}", ids.join(" ")));
+        let verb = format!("wait --timeout {ENDED_SECONDS_MAX} {}", ids.join(" "));
+        let waited = self.farm.run(&verb);
         let told = String::from_utf8(waited.stdout).unwrap();
         assert_eq!(told.lines().count(), ids.len(), "{told}{}", waited.stderr.escape_ascii());
         // One graph fails.

@@ -32,12 +32,13 @@ use processes::{Conditions, obstacle};
 use proxy::{Rule, Way};
 use rustix::process::{Pid, Signal};
 use scene::{AMBER, BIRCH, Scene};
-use std::{process::Stdio, thread, time::Duration};
+use std::{collections::BTreeSet, process::Stdio, thread, time::Duration};
 use steading::{core::outcome::AttemptEnd, telemetry::Clock};
 
 /// How long a peer may be silent before it counts as dead, and how long until everything that
-/// waited for it has ended: a minute of keepalives, half a minute for a socket that takes nothing.
-const SILENCE_MS_MAX: u64 = 95_000;
+/// waited for it has ended: a minute of keepalives, half a minute for a socket that takes nothing,
+/// and a minute in which a busy machine may let nobody have a turn.
+const SILENCE_MS_MAX: u64 = 150_000;
 /// A lease that partitions of these tests outlast.
 const SHORT_LEASE: &str = "lease = 2\n";
 /// A build whose result depends on nothing.
@@ -172,18 +173,25 @@ fn done_by_birch(scene: &Scene, build: &str, member: &Member) {
 #[test]
 fn builds_go_on_while_the_network_flaps() {
     unless_hindered("a flapping network", || {
-        const FLAPS: usize = 8;
         let scene = Scene::start(conditions("lease = 600\n"));
         scene.open_gate(AMBER);
         let names = ["flap-1", "flap-2", "flap-3", "flap-4", "flap-5"];
         let builds = names.map(|name| scene.submit(name, WRITES_ITS_NAME));
-        for _ in 0..FLAPS {
+        let begun = || builds.iter().filter(|(_, member)| !scene.runs(member).is_empty()).count();
+        // Some come before anything can have happened. A build whose agent was lost for the fourth
+        // time would be left alone for minutes, so behind the others one more build has begun.
+        for flap in 0..8 {
+            let before = begun();
             scene.proxy.rules(Rule::Stall);
             scene.proxy.cut();
             thread::park_timeout(Duration::from_millis(200));
             scene.proxy.rules(Rule::Pass);
             scene.proxy.cut();
-            thread::park_timeout(Duration::from_millis(700));
+            if flap < 2 {
+                thread::park_timeout(Duration::from_millis(700));
+            } else {
+                wait::until("a build begins", || begun() > before || before == names.len());
+            }
         }
         for (build, member) in &builds {
             scene.until_state(build, "succeeded");
@@ -198,15 +206,15 @@ fn a_network_that_pauses_or_is_slow_costs_no_session() {
         let scene = Scene::start(conditions(SHORT_LEASE));
         let (build, member) = scene.submit("slow-network", WRITES_ITS_NAME);
         scene.until_begun(AMBER, &member);
-        let connections = scene.proxy.connections();
         // Longer than the lease, which does not run while there is a session.
         scene.proxy.rules(Rule::Stall);
         thread::park_timeout(Duration::from_secs(4));
         scene.proxy.rules(Rule::Delay(Duration::from_millis(50)));
-        assert_eq!(scene.proxy.connections(), connections);
         scene.open_gate(AMBER);
         scene.until_state(&build, "succeeded");
         ran_once(&scene, &build, &member);
+        let log = fs_err::read_to_string(scene.farm.dir().join(format!("{AMBER}.log"))).unwrap();
+        assert!(log.contains("agent started") && !log.contains("session lost"), "{log}");
     });
 }
 
@@ -331,21 +339,27 @@ fn a_reader_who_stops_reading_hinders_nobody() {
         let (build, member) = upload_under_way(&scene);
         scene.until_state(&build, "succeeded");
         scene.until_nothing_kept(AMBER);
-        let (quiet, peak_kib) = (Held::by(&scene), scene.farm.coordinator_peak_kib());
+        wait::until("the nar is published", || {
+            scene.farm.objects(&format!("show {build}"))[0]["outputs"][0]["url"].is_string()
+        });
         let coordinator = scene.farm.coordinator_process();
-        assert_eq!(open_nars(coordinator), 0);
+        wait::until("nobody reads a nar", || open_nars(coordinator).is_empty());
+        let (quiet, peak_kib) = (Held::by(&scene), scene.farm.coordinator_peak_kib());
         let verb = format!("nar {}", member.drv.out);
         let mut reader = scene.farm.ssh(&verb).stdout(Stdio::piped()).spawn().unwrap();
-        wait::until("the nar is being read", || open_nars(coordinator) == 1);
+        wait::until("the nar is being read", || !open_nars(coordinator).is_empty());
+        let nar = open_nars(coordinator);
+        assert_eq!(nar.len(), 1);
         let (other, other_member) = scene.submit("meanwhile", WRITES_ITS_NAME);
         scene.until_state(&other, "succeeded");
         ran_once(&scene, &other, &other_member);
-        assert_eq!(open_nars(coordinator), 1, "somebody read it after all");
+        // The other nar may be open, too, as long as it is being written out.
+        assert!(open_nars(coordinator).is_superset(&nar), "somebody read it after all");
         let more_kib = scene.farm.coordinator_peak_kib() - peak_kib;
         assert!(more_kib <= MORE_KIB_MAX, "{more_kib} KiB for a reader that stopped");
         reader.kill().unwrap();
         reader.wait().unwrap();
-        wait::until("the nar is closed", || open_nars(coordinator) == 0);
+        wait::until("the nar is closed", || open_nars(coordinator).is_disjoint(&nar));
         nothing_is_left(&scene, &quiet);
     });
 }
@@ -406,9 +420,9 @@ fn sockets(process: Pid) -> usize {
     open(process).filter(|target| target.starts_with("socket:")).count()
 }
 
-/// Returns how many open nars a process has.
-fn open_nars(process: Pid) -> usize {
-    open(process).filter(|target| target.ends_with(".nar.zst")).count()
+/// Returns the nars that a process has open.
+fn open_nars(process: Pid) -> BTreeSet<String> {
+    open(process).filter(|target| target.ends_with(".nar.zst")).collect()
 }
 
 /// Returns what a process has open.

@@ -35,6 +35,9 @@ use steading::telemetry::Clock;
 /// A build whose result depends on nothing.
 const WRITES_ITS_NAME: &str = "echo $name > $out\n";
 
+/// How long a session may outlive its key.
+const SHUT_OUT_MS_MAX: u64 = 30_000;
+
 /// Runs a test, or says why it cannot be run here.
 fn unless_hindered(what: &str, test: impl FnOnce()) {
     match obstacle() {
@@ -64,6 +67,8 @@ fn an_agent_is_upgraded_while_it_builds() {
         let program = scene.farm.dir().join("steading");
         install(&program);
         scene.farm.stop_agent(AMBER);
+        // What is given to the old one would be lost with it.
+        wait::until("amber is away", || !scene.is_connected(AMBER));
         let agent = DirectAgent {
             name: AMBER,
             store_dir: &scene.store_dir,
@@ -78,6 +83,9 @@ fn an_agent_is_upgraded_while_it_builds() {
         // The old program is no file any more and begins a build all the same.
         let (second, second_member) = scene.submit("during-upgrade", WRITES_ITS_NAME);
         scene.until_begun(AMBER, &second_member);
+        for build in [&first, &second] {
+            scene.until_state(build, "building");
+        }
         scene.farm.stop_agent(AMBER);
         wait::until("amber is away", || !scene.is_connected(AMBER));
         for build in [&first, &second] {
@@ -129,8 +137,9 @@ fn an_agent_whose_key_is_removed_is_gone_in_a_moment() {
         wait::until("amber is away", || !scene.is_connected(AMBER));
         let elapsed_ms = clock.now().mono.as_ms();
         println!("measured: shut out after {elapsed_ms} ms");
-        // One second for the keydir, and some for asking.
-        assert!(elapsed_ms <= 3_000, "shut out only after {elapsed_ms} ms");
+        // One second for the keydir, some for asking, and more where nothing gets its turn: but by
+        // itself a session would go on, and be ended for silence after a minute only.
+        assert!(elapsed_ms <= SHUT_OUT_MS_MAX, "shut out only after {elapsed_ms} ms");
         // What it had goes to the other agent, and what it makes reaches nobody.
         scene.open_gate(AMBER);
         scene.open_gate(scene::BIRCH);

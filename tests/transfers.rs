@@ -5,6 +5,8 @@
 #[path = "common/closure.rs"]
 #[expect(dead_code, reason = "each of those who share it uses a part")]
 mod closure;
+#[path = "common/until.rs"]
+mod until;
 
 use bytes::Bytes;
 use closure::{Drv, drv, export, file_nar};
@@ -41,12 +43,7 @@ use steading::{
     telemetry::Clock,
 };
 use tokio_util::sync::CancellationToken;
-
-/// How long anything may take: generous, because it only costs time when a test fails.
-const DEADLINE: Duration = Duration::from_mins(2);
-
-/// The pause between two looks at what must come.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+use until::{WAIT_MAX as DEADLINE, until};
 
 /// A coordinator in this process.
 struct World {
@@ -74,16 +71,13 @@ impl World {
         }
         let (clock, stop) = (Clock::start(), CancellationToken::new());
         let listen = "127.0.0.1:0".parse().unwrap();
-        let starting = async {
-            loop {
-                match start::start(&state, config, listen, clock, stop.clone()).await {
-                    // The one before has not ended yet.
-                    Err(StartError::Locked(_)) => tokio::time::sleep(LOOK_EVERY).await,
-                    started => return started.unwrap(),
-                }
-            }
-        };
-        let started = tokio::time::timeout(DEADLINE, starting).await.unwrap();
+        let mut started = Err(StartError::Locked(state.clone()));
+        until("the one before has ended", async || {
+            started = start::start(&state, config, listen, clock, stop.clone()).await;
+            !matches!(started, Err(StartError::Locked(_)))
+        })
+        .await;
+        let started = started.unwrap();
         let coordinator = started.coordinator.clone();
         let (address, host_key) = (started.address.to_string(), started.host_public_key.clone());
         tokio::spawn(started.serve(stop.clone(), commands::run));
@@ -279,6 +273,16 @@ impl Bulk {
         }
     }
 
+    /// Waits until an attempt is committed, behind any number of signs of life.
+    async fn until_committed(&mut self, attempt: AttemptId) {
+        loop {
+            match self.next().await {
+                Some(BulkToAgent::Taken { .. }) => {}
+                other => return assert_eq!(other, Some(committed(attempt))),
+            }
+        }
+    }
+
     async fn refusal(&mut self) -> (RefusalCode, String) {
         match self.next().await {
             Some(BulkToAgent::Refused { code, reason }) => (code, reason),
@@ -418,15 +422,6 @@ async fn fetched(bulk: &mut Bulk, path: &StorePath) -> (PathInfo, Vec<u8>) {
     }
 }
 
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
-    let wait = async {
-        while !condition().await {
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    };
-    assert!(tokio::time::timeout(DEADLINE, wait).await.is_ok(), "waited in vain until {what}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn small_nars_are_there_before_their_files_are_and_after_a_crash_in_between() {
     let mut world = World::new(&Config::default()).await;
@@ -552,12 +547,7 @@ async fn until_length(incoming: &Path, bytes: usize) {
         let lengths = entries.filter_map(|entry| entry.unwrap().metadata().ok());
         lengths.map(|metadata| metadata.len()).max().unwrap_or(0)
     };
-    let reached = async {
-        while length() != bytes as u64 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, reached).await.unwrap();
+    until("all of it was taken", async || length() == bytes as u64).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -598,11 +588,11 @@ async fn offers_beyond_the_limit_wait_for_their_turn_and_hear_of_it() {
     }
     first.send(&outputs[0].1.file[1_000..]).await;
     first.say(&outputs[0].1.end()).await;
-    while first.next().await != Some(committed(outputs[0].0)) {}
+    first.until_committed(outputs[0].0).await;
     assert_eq!(second.plan().await.0, 0);
     second.send(&outputs[1].1.file).await;
     second.say(&outputs[1].1.end()).await;
-    while second.next().await != Some(committed(outputs[1].0)) {}
+    second.until_committed(outputs[1].0).await;
     assert!(world.holds(&drvs[1].out).await && !world.holds(&drvs[2].out).await);
 }
 
@@ -616,9 +606,9 @@ async fn an_agent_that_stops_in_the_middle_is_cut_off_and_leaves_only_its_beginn
     let mut bulk = world.bulk("amber").await;
     bulk.say(&output.offer(attempt, Signs::Wanted)).await;
     bulk.plan().await;
-    bulk.send(&output.file[..300_000]).await;
     // SSH is alive all the time and answers keepalives; only the transfer stands still.
     let begin = world.clock.now().mono.as_ms();
+    bulk.send(&output.file[..300_000]).await;
     let mut signs = 0;
     while let Some(message) = bulk.next().await {
         assert!(matches!(message, BulkToAgent::Taken { .. }), "{message:?}");
@@ -680,12 +670,7 @@ async fn orphans_go_by_themselves_and_nothing_else_does() {
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o700);
     fs_err::set_permissions(dir.path().join("state/depot"), permissions).unwrap();
     let world = World::start(dir, &Config::default()).await;
-    let gone = async {
-        while old.exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, gone).await.unwrap();
+    until("the orphan is gone", async || !old.exists()).await;
     assert!(fresh.exists());
     drop(world);
 }

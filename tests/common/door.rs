@@ -36,7 +36,7 @@ use steading::{
 use tokio_util::sync::CancellationToken;
 
 /// How long anything may take: generous, because it only costs time when a test fails.
-const DEADLINE: Duration = Duration::from_mins(1);
+const DEADLINE: Duration = Duration::from_mins(3);
 /// The agents that the coordinator knows.
 const AGENTS: [&str; 2] = ["amber", "birch"];
 

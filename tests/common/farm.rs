@@ -18,7 +18,7 @@ use tokio::{io::AsyncWriteExt as _, process::Command, task::JoinHandle, time::ti
 use tokio_util::sync::CancellationToken;
 
 /// How long one command may take; far more than any does.
-pub(crate) const COMMAND_MAX: Duration = Duration::from_mins(1);
+pub(crate) const COMMAND_MAX: Duration = Duration::from_mins(3);
 
 /// A coordinator on a directory of its own, listening on loopback.
 pub(crate) struct Farm {

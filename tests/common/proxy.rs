@@ -27,7 +27,7 @@ use tokio::{
 const PIECE_BYTES: usize = 64 << 10;
 /// How many pieces are under way on each way of a connection: 4 MiB.
 const PIECES_MAX: usize = 64;
-/// No cut is planned.
+/// No stall is planned.
 const NEVER: u64 = u64::MAX;
 
 /// A direction.
@@ -101,15 +101,16 @@ impl Proxy {
         self.network.cut();
     }
 
-    /// Ends all connections when exactly so many further bytes have passed on one way.
-    pub(crate) fn cut_after(&self, way: Way, bytes: u64) {
+    /// Lets exactly so many further bytes pass on one way, and from then on none: the way stalls,
+    /// as with [`Rule::Stall`], until a rule is set.
+    pub(crate) fn stall_after(&self, way: Way, bytes: u64) {
         let line = self.network.line(way);
-        line.cut_at.store(line.passed.load(Ordering::SeqCst) + bytes, Ordering::SeqCst);
+        line.stall_at.store(line.passed.load(Ordering::SeqCst) + bytes, Ordering::SeqCst);
     }
 
-    /// Returns whether a planned cut is still to come.
-    pub(crate) fn will_cut(&self, way: Way) -> bool {
-        self.network.line(way).cut_at.load(Ordering::SeqCst) != NEVER
+    /// Returns whether a planned stall is still to come.
+    pub(crate) fn will_stall(&self, way: Way) -> bool {
+        self.network.line(way).stall_at.load(Ordering::SeqCst) != NEVER
     }
 
     /// Returns how many bytes have passed on one way.
@@ -136,7 +137,7 @@ struct Network {
 struct Line {
     rule: watch::Sender<Rule>,
     passed: AtomicU64,
-    cut_at: AtomicU64,
+    stall_at: AtomicU64,
 }
 
 impl Default for Line {
@@ -144,18 +145,22 @@ impl Default for Line {
         Self {
             rule: watch::Sender::new(Rule::Pass),
             passed: AtomicU64::new(0),
-            cut_at: AtomicU64::new(NEVER),
+            stall_at: AtomicU64::new(NEVER),
         }
     }
 }
 
 impl Line {
-    /// Returns how many of so many bytes may pass before the planned cut, and counts them.
+    /// Returns how many of so many bytes may pass before the planned stall, and counts them.
     fn let_pass(&self, bytes: usize) -> usize {
         let passed = self.passed.load(Ordering::SeqCst);
-        let left = self.cut_at.load(Ordering::SeqCst).saturating_sub(passed);
+        let left = self.stall_at.load(Ordering::SeqCst).saturating_sub(passed);
         let count = bytes.min(usize::try_from(left).unwrap_or(usize::MAX));
         self.passed.fetch_add(count as u64, Ordering::SeqCst);
+        if count as u64 == left {
+            self.rule.send_replace(Rule::Stall);
+            self.stall_at.store(NEVER, Ordering::SeqCst);
+        }
         count
     }
 }
@@ -237,17 +242,16 @@ async fn send(
     way: Way,
 ) {
     let line = network.line(way);
-    while let Some((at, piece)) = pieces.recv().await {
-        if let Rule::Delay(delay) = until_passing(line).await {
-            tokio::time::sleep_until(at + delay).await;
-        }
-        let count = line.let_pass(piece.len());
-        if to.write_all(&piece[..count]).await.is_err() {
-            return;
-        }
-        if line.passed.load(Ordering::SeqCst) >= line.cut_at.load(Ordering::SeqCst) {
-            line.cut_at.store(NEVER, Ordering::SeqCst);
-            network.cut();
+    while let Some((at, mut piece)) = pieces.recv().await {
+        while !piece.is_empty() {
+            if let Rule::Delay(delay) = until_passing(line).await {
+                tokio::time::sleep_until(at + delay).await;
+            }
+            let rest = piece.split_off(line.let_pass(piece.len()));
+            if to.write_all(&piece).await.is_err() {
+                return;
+            }
+            piece = rest;
         }
     }
     until_passing(line).await;
