@@ -2,14 +2,17 @@
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 use steading::{
     agent::{
         AgentConfig,
         settings::{BuilderChoice, Settings},
         upkeep::Upkeep,
     },
-    builders::{BuilderKind, direct, nix},
+    builders::{BuilderKind, direct, guix, nix},
     config::Presence,
     core::store_path::StoreDir,
 };
@@ -155,26 +158,34 @@ impl AgentSetup {
     }
 
     fn builder_kind(&self, settings: &Settings) -> anyhow::Result<BuilderKind> {
-        let socket = nix::socket_path();
-        let answers = || std::os::unix::net::UnixStream::connect(&socket).is_ok();
-        let choice = match settings.builder.unwrap_or(BuilderChoice::Auto) {
-            BuilderChoice::Auto if answers() => BuilderChoice::Nix,
-            BuilderChoice::Auto => BuilderChoice::Direct,
-            chosen => chosen,
-        };
-        if choice == BuilderChoice::Nix {
-            if settings.physical_store_dir.is_some() {
-                bail!("--physical-store-dir goes with --builder direct only");
+        let answers = |socket: &Path| std::os::unix::net::UnixStream::connect(socket).is_ok();
+        let store_dir = settings.store_dir.clone();
+        match settings.builder.unwrap_or(BuilderChoice::Auto) {
+            BuilderChoice::Nix => {
+                refuse_options_of_direct(settings)?;
+                let store_dir = store_dir.unwrap_or_else(StoreDir::nix);
+                Ok(BuilderKind::Nix { socket: nix::socket_path(), store_dir })
             }
-            if !settings.sandbox_paths.is_empty() {
-                bail!(
-                    "--sandbox-path goes with --builder direct only; for nix set \
-                     extra-sandbox-paths in nix.conf"
-                );
+            BuilderChoice::Guix => {
+                refuse_options_of_direct(settings)?;
+                let store_dir = store_dir.unwrap_or_else(StoreDir::guix);
+                Ok(BuilderKind::Guix { socket: guix::socket_path(), store_dir })
             }
-            let store_dir = settings.store_dir.clone().unwrap_or_else(StoreDir::nix);
-            return Ok(BuilderKind::Nix { socket, store_dir });
+            BuilderChoice::Direct => self.direct(settings),
+            BuilderChoice::Auto => {
+                let builder = if answers(&nix::socket_path()) {
+                    BuilderChoice::Nix
+                } else if answers(&guix::socket_path()) {
+                    BuilderChoice::Guix
+                } else {
+                    BuilderChoice::Direct
+                };
+                self.builder_kind(&Settings { builder: Some(builder), ..settings.clone() })
+            }
         }
+    }
+
+    fn direct(&self, settings: &Settings) -> anyhow::Result<BuilderKind> {
         let own = self.state.join("store");
         let store_dir = match &settings.store_dir {
             Some(dir) => dir.clone(),
@@ -196,6 +207,20 @@ impl AgentSetup {
             program: direct::Place::THIS_PROGRAM.into(),
         }))
     }
+}
+
+/// Refuses settings that a daemon has in its own configuration.
+fn refuse_options_of_direct(settings: &Settings) -> anyhow::Result<()> {
+    if settings.physical_store_dir.is_some() {
+        bail!("--physical-store-dir goes with --builder direct only");
+    }
+    if !settings.sandbox_paths.is_empty() {
+        bail!(
+            "--sandbox-path goes with --builder direct only; for nix set extra-sandbox-paths in \
+             nix.conf, for guix give guix-daemon --chroot-directory"
+        );
+    }
+    Ok(())
 }
 
 /// Returns the pinned host keys: the argument itself, or the lines of the file it names.

@@ -348,7 +348,12 @@ async fn a_build_gets_its_inputs_and_delivers_its_output() {
     let input = info(world.path("0c96x2i7vy7wb2jd0jlp1vlp1jvxijzy-input"), &input_nar);
     let script = format!("echo begun; cat {} > $out", input.path);
     let mut bulk = world.prepare(&script, vec![input.clone()]).await;
-    let fetch = BulkFromAgent::Fetch { path: input.path.clone(), offset: 0, file_hash: None };
+    let fetch = BulkFromAgent::Fetch {
+        path: input.path.clone(),
+        offset: 0,
+        file_hash: None,
+        export: false,
+    };
     assert_eq!(bulk.receive::<BulkFromAgent>().await, fetch);
     let compressed = zstd::encode_all(&input_nar[..], 3).unwrap();
     let file_bytes = compressed.len() as u64;
@@ -429,6 +434,7 @@ async fn an_input_that_was_cut_goes_on_where_it_ended() {
         path: input.path.clone(),
         offset,
         file_hash,
+        export: false,
     };
     let half = compressed.len() / 2;
     let mut bulk = world.prepare(&script, vec![input.clone()]).await;

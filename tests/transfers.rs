@@ -410,7 +410,13 @@ async fn offers_with_more_or_fewer_files_than_allowed_are_refused() {
 
 /// Reads the nar of a path as agents do.
 async fn fetched(bulk: &mut Bulk, path: &StorePath) -> (PathInfo, Vec<u8>) {
-    bulk.say(&BulkFromAgent::Fetch { path: path.clone(), offset: 0, file_hash: None }).await;
+    bulk.say(&BulkFromAgent::Fetch {
+        path: path.clone(),
+        offset: 0,
+        file_hash: None,
+        export: false,
+    })
+    .await;
     let Some(BulkToAgent::Nar { info, .. }) = bulk.next().await else { panic!("no nar") };
     let mut file = Vec::new();
     loop {
@@ -527,7 +533,7 @@ async fn an_upload_that_was_cut_goes_on_at_the_byte() {
     let hash = output.offered.file_hash;
     for (file_hash, from) in [(Some(hash), 1_000), (None, 1_000), (Some(Sha256::of(b"")), 0)] {
         let path = drvs[0].out.clone();
-        bulk.say(&BulkFromAgent::Fetch { path, offset: 1_000, file_hash }).await;
+        bulk.say(&BulkFromAgent::Fetch { path, offset: 1_000, file_hash, export: false }).await;
         match bulk.next().await {
             Some(BulkToAgent::Nar { file_hash, .. }) => assert_eq!(file_hash, Some(hash)),
             other => panic!("{other:?}"),

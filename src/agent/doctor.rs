@@ -5,6 +5,7 @@
 //! that runs on the same machine at the same time is not disturbed: no session is opened.
 
 mod connection;
+mod guix;
 mod systems;
 
 use super::{
@@ -15,9 +16,10 @@ use super::{
 use crate::{
     builders::{
         self, Builder as _, BuilderError, BuilderKind, Substituters,
+        direct::Place,
         nix::{Nix, Trust},
     },
-    core::path_info::PathInfo,
+    core::{path_info::PathInfo, store_path::StoreDir},
     telemetry::{self, Clock},
 };
 use connection::Probe;
@@ -97,7 +99,17 @@ pub async fn examine(config: &AgentConfig, clock: Clock) -> Vec<Finding> {
     let (mut findings, probe) = connection::check(config, clock).await;
     let kind = config.builder.clone();
     let substituters = config.substituters.clone();
-    match on_thread(move || check_builder(&kind, &substituters, probe.as_ref())).await {
+    let state_dir = config.state_dir.clone();
+    let check = move || match &kind {
+        BuilderKind::Guix { socket, store_dir } => {
+            guix::check(socket, store_dir, &state_dir, probe.as_ref())
+        }
+        BuilderKind::Nix { socket, store_dir } => {
+            check_nix(socket, store_dir, &substituters, probe.as_ref())
+        }
+        BuilderKind::Direct(place) => vec![check_direct(place)],
+    };
+    match on_thread(check).await {
         Ok(found) => findings.extend(found),
         Err(error) => findings.push(Finding::fail("daemon", error.to_string(), None)),
     }
@@ -106,28 +118,26 @@ pub async fn examine(config: &AgentConfig, clock: Clock) -> Vec<Finding> {
     findings
 }
 
-/// Checks what builds, and whom it trusts.
-fn check_builder(
-    kind: &BuilderKind,
+/// Checks the embedded executor.
+fn check_direct(place: &Place) -> Finding {
+    match builders::open(BuilderKind::Direct(place.clone())) {
+        Ok(_) => {
+            Finding::ok("builder", format!("builds without a daemon, into {}", place.store_dir))
+        }
+        Err(error) => {
+            let mend = format!("chown $(id -u) {}", place.physical_dir.display());
+            Finding::fail("builder", telemetry::chain(&error), mend)
+        }
+    }
+}
+
+/// Checks a Nix daemon, and whom it trusts.
+fn check_nix(
+    socket: &Path,
+    store_dir: &StoreDir,
     substituters: &Substituters,
     probe: Option<&Probe>,
 ) -> Vec<Finding> {
-    let (socket, store_dir) = match kind {
-        BuilderKind::Nix { socket, store_dir } => (socket, store_dir),
-        BuilderKind::Direct(place) => {
-            let finding = match builders::open(kind.clone()) {
-                Ok(_) => {
-                    let explanation = format!("builds without a daemon, into {}", place.store_dir);
-                    Finding::ok("builder", explanation)
-                }
-                Err(error) => {
-                    let mend = format!("chown $(id -u) {}", place.physical_dir.display());
-                    Finding::fail("builder", telemetry::chain(&error), mend)
-                }
-            };
-            return vec![finding];
-        }
-    };
     let mut nix = match Nix::connect(socket, store_dir.clone()) {
         Ok(nix) => nix,
         Err(error) => {
@@ -253,7 +263,13 @@ fn check_room(config: &AgentConfig) -> Vec<Finding> {
             Some(floor) if free < floor => Finding::fail(
                 check,
                 format!("{has}, less than --min-free {}", upkeep::bytes(floor)),
-                "nix-collect-garbage --delete-older-than 7d".to_owned(),
+                match &config.builder {
+                    BuilderKind::Guix { .. } => "guix gc --delete-generations=7d",
+                    BuilderKind::Nix { .. } | BuilderKind::Direct(_) => {
+                        "nix-collect-garbage --delete-older-than 7d"
+                    }
+                }
+                .to_owned(),
             ),
             Some(_) => Finding::ok(check, has),
             None => Finding::warn(

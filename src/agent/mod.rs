@@ -10,7 +10,7 @@
 //! survive lost connections, restarts and upgrades of the agent.
 //!
 //! Bytes go over bulk connections that all attempts share (`bulk`): inputs down (`prepare`, kept in
-//! `inputs` until they are whole), large outputs up (`upload`) one after the other, small ones
+//! `inputs` until they are whole; `below` for builders that build by path), large outputs up (`upload`) one after the other, small ones
 //! (`express`) many at a time. What a lost connection interrupts is gone on with, for ever: only
 //! the coordinator settles an attempt.
 //!
@@ -26,6 +26,7 @@
 pub mod attempt;
 mod attempts;
 mod backoff;
+mod below;
 mod blocking;
 mod bulk;
 mod child;
@@ -127,6 +128,7 @@ impl AgentConfig {
 const fn dialect(builder: &BuilderKind) -> (&'static str, &StoreDir) {
     match builder {
         BuilderKind::Nix { store_dir, .. } => ("nix", store_dir),
+        BuilderKind::Guix { store_dir, .. } => ("guix", store_dir),
         BuilderKind::Direct(place) => ("direct", &place.store_dir),
     }
 }

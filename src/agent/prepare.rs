@@ -2,7 +2,7 @@
 //! it, everything else from the machine's own substituters.
 
 use super::{
-    Equipment,
+    Equipment, below,
     blocking::on_thread,
     bulk::{BulkError, Exchange},
     inputs::{Complete, Download, DownloadError, compression_of},
@@ -72,12 +72,44 @@ pub(super) enum PrepareError {
 #[derive(Default)]
 struct Asked {
     derivation: Vec<u8>,
-    held: Vec<PathInfo>,
-    not_held: Vec<StorePath>,
+    inputs: Inputs,
+}
+
+/// What the coordinator says of paths.
+#[derive(Default)]
+pub(super) struct Inputs {
+    /// What it can send, references first.
+    pub(super) held: Vec<PathInfo>,
+    /// What it cannot.
+    pub(super) not_held: Vec<StorePath>,
+}
+
+impl Inputs {
+    /// Takes a page in.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub(super) fn extend(
+        &mut self,
+        held: Vec<PathInfo>,
+        not_held: Vec<StorePath>,
+    ) -> Result<(), BulkError> {
+        self.held.extend(held);
+        self.not_held.extend(not_held);
+        if self.held.len().saturating_add(self.not_held.len()) > INPUTS_MAX {
+            return Err(BulkError::OutOfTurn("there are too many inputs"));
+        }
+        Ok(())
+    }
+
+    /// Returns all paths.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &StorePath> {
+        self.held.iter().map(|info| &info.path).chain(&self.not_held)
+    }
 }
 
 /// What keeps an attempt from being prepared at all.
-enum Obstacle {
+pub(super) enum Obstacle {
     Stale,
     Setup(SetupFailure),
     Passing(PrepareError),
@@ -121,14 +153,27 @@ async fn try_prepare(equipment: &Equipment, allocation: &Allocation) -> Result<R
     let mut exchange = equipment.pool.exchange().await?;
     let asked = ask(&mut exchange, allocation).await?;
     exchange.finish();
-    let input_paths: Vec<StorePath> =
-        asked.held.iter().map(|info| &info.path).chain(&asked.not_held).cloned().collect();
+    let Asked { derivation, mut inputs } = asked;
+    let mut input_paths: Vec<StorePath> = inputs.paths().cloned().collect();
 
-    let (kind, paths) = (equipment.config.builder.clone(), input_paths.clone());
+    let kind = equipment.config.builder.clone();
+    let opened = on_thread(move || builders::open(kind)).await?;
+    let mut builder = opened.map_err(|error| Obstacle::Setup(error.setup_failure()))?;
+    let mut below = below::Below::default();
+    if builder.builds_by_path() {
+        let direct = below::direct(&derivation)?;
+        (builder, below) = below::gather(equipment, builder, &direct, &mut inputs).await?;
+        // What they refer to stays with them.
+        input_paths.extend(direct);
+    }
+    let Inputs { held, not_held } = inputs;
+    let paths: Vec<StorePath> =
+        held.iter().map(|info| &info.path).chain(&not_held).cloned().collect();
     let substituters = equipment.config.substituters.clone();
-    let look = move || look(kind, &substituters, &paths, asked.not_held);
-    let (mut builder, valid) = on_thread(look).await?.map_err(Obstacle::Setup)?;
-    let missing: Vec<_> = asked.held.iter().filter(|info| !valid.contains(&info.path)).collect();
+    let look = move || look(builder, &substituters, &paths, not_held);
+    let valid;
+    (builder, valid) = on_thread(look).await?.map_err(Obstacle::Setup)?;
+    let missing: Vec<_> = held.iter().filter(|info| !valid.contains(&info.path)).collect();
     if !missing.is_empty()
         && let Err(error) = equipment.inputs.sweep(equipment.clock.now().wall)
     {
@@ -137,13 +182,14 @@ async fn try_prepare(equipment: &Equipment, allocation: &Allocation) -> Result<R
     for info in missing {
         builder = obtain(equipment, builder, info).await?;
     }
+    builder = below.import(builder).await?;
     let order = spool::Order {
         allocation: allocation.clone(),
         builder: equipment.config.builder.clone(),
         input_paths,
         cores: equipment.config.cores,
     };
-    Ok(Ready { order, derivation: asked.derivation, roots: builder })
+    Ok(Ready { order, derivation, roots: builder })
 }
 
 /// Asks for the derivation and what is known of its inputs.
@@ -159,11 +205,7 @@ async fn ask(exchange: &mut Exchange, allocation: &Allocation) -> Result<Asked, 
                 }
             }
             BulkToAgent::Inputs { held, not_held } => {
-                asked.held.extend(held);
-                asked.not_held.extend(not_held);
-                if asked.held.len().saturating_add(asked.not_held.len()) > INPUTS_MAX {
-                    return Err(BulkError::OutOfTurn("there are too many inputs").into());
-                }
+                asked.inputs.extend(held, not_held)?;
             }
             BulkToAgent::End {} => return Ok(asked),
             BulkToAgent::Refused { code, reason } => return Err((code, reason).into()),
@@ -185,13 +227,12 @@ async fn ask(exchange: &mut Exchange, allocation: &Allocation) -> Result<Asked, 
 /// Substitution comes before fetching: what cannot be had is then known before anything large is
 /// moved, and what is fetched may refer to what is substituted.
 fn look(
-    kind: BuilderKind,
+    mut builder: Box<dyn Builder>,
     substituters: &Substituters,
     paths: &[StorePath],
     not_held: Vec<StorePath>,
 ) -> Result<(Box<dyn Builder>, BTreeSet<StorePath>), SetupFailure> {
     let failed = |error: BuilderError| error.setup_failure();
-    let mut builder = builders::open(kind).map_err(failed)?;
     // Roots first: what is found valid afterwards stays so.
     builder.root(paths).map_err(failed)?;
     let valid = builder.valid(paths).map_err(failed)?;
@@ -228,8 +269,7 @@ async fn obtain(
     if valid.map_err(|error| failed(&error))? {
         return Ok(builder);
     }
-    let nar = fetch(equipment, info).await?;
-    let info = info.clone();
+    let (info, nar) = fetch(equipment, info).await?;
     let (builder, imported) = on_thread(move || {
         let imported = nar
             .open()
@@ -242,8 +282,9 @@ async fn obtain(
     Ok(builder)
 }
 
-/// Fetches the nar of one path from the coordinator, and goes on where an earlier try ended.
-async fn fetch(equipment: &Equipment, info: &PathInfo) -> Result<Complete, Obstacle> {
+/// Fetches the nar of one path from the coordinator, and goes on where an earlier try ended. Returns
+/// what is said of it with all signatures that the builder may want.
+async fn fetch(equipment: &Equipment, info: &PathInfo) -> Result<(PathInfo, Complete), Obstacle> {
     // What is there is read before anything is asked for: the coordinator does not wait for disks.
     let (inputs, expected) = (equipment.inputs.clone(), info.clone());
     let begun = on_thread(move || inputs.begun(&expected)).await??;
@@ -253,9 +294,10 @@ async fn fetch(equipment: &Equipment, info: &PathInfo) -> Result<Complete, Obsta
             path: info.path.clone(),
             offset: begun.as_ref().map_or(0, Download::bytes),
             file_hash: begun.as_ref().and_then(Download::file_hash),
+            export: matches!(equipment.config.builder, BuilderKind::Guix { .. }),
         })
         .await?;
-    let (file_hash, file_bytes) = announced(&mut exchange, info).await?;
+    let Announced { told, file_hash, file_bytes } = announced(&mut exchange, info).await?;
     let download = match begun {
         Some(begun) if begun.file_hash() == file_hash => begun,
         Some(begun) if file_hash.is_none() => {
@@ -292,7 +334,7 @@ async fn fetch(equipment: &Equipment, info: &PathInfo) -> Result<Complete, Obsta
         Ok(download) => on_thread(move || download.finish()).await?,
         Err(error) => Err(error),
     };
-    complete.map_err(|error| match error {
+    let complete = complete.map_err(|error| match error {
         DownloadError::Disk(error) if error.kind() == io::ErrorKind::StorageFull => {
             Obstacle::Setup(SetupFailure::DiskFull)
         }
@@ -304,23 +346,37 @@ async fn fetch(equipment: &Equipment, info: &PathInfo) -> Result<Complete, Obsta
         wrong @ DownloadError::Wrong { .. } => {
             Obstacle::Setup(SetupFailure::Refused(telemetry::chain(&wrong)))
         }
-    })
+    })?;
+    Ok((told, complete))
 }
 
-/// Receives the announcement of a file. Returns its hash and length.
-async fn announced(
-    exchange: &mut Exchange,
-    info: &PathInfo,
-) -> Result<(Option<Sha256>, u64), Obstacle> {
-    match exchange.receive().await? {
+/// A file that is going to be sent.
+struct Announced {
+    /// What is said of its path.
+    told: PathInfo,
+    file_hash: Option<Sha256>,
+    file_bytes: u64,
+}
+
+/// Receives the announcement of a file.
+async fn announced(exchange: &mut Exchange, info: &PathInfo) -> Result<Announced, Obstacle> {
+    let answer = loop {
+        match exchange.receive().await? {
+            // All of a large nar is read before its export is signed.
+            BulkToAgent::Wait {} => {}
+            answer => break answer,
+        }
+    };
+    match answer {
         BulkToAgent::Nar { info: told, compression, file_bytes, file_hash } => {
-            if told.path != info.path || told.nar_hash != info.nar_hash {
+            let is = (&told.path, &told.nar_hash, told.nar_bytes);
+            if is != (&info.path, &info.nar_hash, info.nar_bytes) {
                 return Err(BulkError::OutOfTurn("another nar than the announced one").into());
             }
             if Compression::parse(&compression) != Some(compression_of(info, file_hash)) {
                 return Err(BulkError::OutOfTurn("a nar with unknown compression").into());
             }
-            Ok((file_hash, file_bytes))
+            Ok(Announced { told, file_hash, file_bytes })
         }
         // It was held a moment ago; the coordinator decides what becomes of the build.
         BulkToAgent::Refused { code: RefusalCode::NotHeld, .. } => {

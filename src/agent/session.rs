@@ -6,7 +6,7 @@ use crate::{
     protocol::{
         CONTROL_SUBSYSTEM,
         frame::FrameError,
-        handshake::{Hello, PROTOCOL_MAX, PROTOCOL_MIN},
+        handshake::{Capabilities, Hello, PROTOCOL_MAX, PROTOCOL_MIN, TEXTS_SINCE},
         message::{CAPACITY_REASON_BYTES_MAX, FromAgent, ToAgent, Welcome},
         session::{AgentEnd, Due},
     },
@@ -119,6 +119,11 @@ pub(super) async fn run(dialer: &Dialer, attempts: &mut Attempts) -> Ended {
 }
 
 /// Sorts the reasons for which there is no connection.
+/// Returns the oldest protocol that an agent like this can do with.
+fn protocol_min(capabilities: &Capabilities) -> u16 {
+    if capabilities.dialect == "guix" { TEXTS_SINCE } else { PROTOCOL_MIN }
+}
+
 fn unreached(error: ConnectError) -> Ended {
     match error {
         ConnectError::PinnedKey(_) | ConnectError::NothingPinned(_) => Ended::Misconfigured(error),
@@ -163,13 +168,14 @@ impl Session<'_> {
         attempts: &mut Attempts,
     ) -> Result<std::convert::Infallible, SessionError> {
         let now = self.dialer.clock.now();
+        let capabilities = attempts.capabilities();
         let hello = Hello {
-            protocol_min: PROTOCOL_MIN,
+            protocol_min: protocol_min(&capabilities),
             protocol_max: PROTOCOL_MAX,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance: self.dialer.instance,
             wall_ms: now.wall.as_ms(),
-            capabilities: attempts.capabilities(),
+            capabilities,
             held: attempts.held(),
             capacity: Some(self.wanted()),
         };

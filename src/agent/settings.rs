@@ -5,8 +5,8 @@
 //! | `coordinator` | host and port | none | where the coordinator listens |
 //! | `host-key` | public key or file | none | how the coordinator is recognized; a file may hold two keys |
 //! | `identity` | file | `identity` in the state directory | the agent's key, made on first start |
-//! | `builder` | `auto`, `nix`, `direct` | `auto` | what builds on this machine |
-//! | `store-dir` | directory | `/nix/store`, or `store` in the state directory | the store that is built into |
+//! | `builder` | `auto`, `nix`, `guix`, `direct` | `auto` | what builds on this machine |
+//! | `store-dir` | directory | `/nix/store`, `/gnu/store`, or `store` in the state directory | the store that is built into |
 //! | `physical-store-dir` | directory | the store directory | where the direct builder keeps its files |
 //! | `sandbox-paths` | list of directories | none | what builds of the direct builder may read and write beside their own |
 //! | `systems` | list | the machine's own | what it builds for natively |
@@ -23,7 +23,7 @@
 //! | `min-free` | bytes, or with K, M, G, T | none | no build is wanted when less is free where the store or the state directory is |
 //! | `collect-garbage` | `auto`, `never` | `auto` | whether the store is collected below `min-free` |
 //! | `gentle-start` | seconds | 10 | the pause between the first builds after a start; 0 for none |
-//! | `substituters` | list of URLs | the daemon's own | where the Nix daemon fetches inputs that the coordinator lacks |
+//! | `substituters` | list of URLs | the daemon's own | where the daemon fetches inputs that the coordinator lacks |
 //! | `substituters-for-derivations` | list of URLs | as `substituters` | the same for inputs that are derivations |
 //!
 //! On the command line, keys that take lists are options in the singular that may be repeated
@@ -56,10 +56,12 @@ const GENTLE_START_S: u64 = 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BuilderChoice {
-    /// The Nix daemon if it answers, else the embedded executor
+    /// The Nix daemon if it answers, else the Guix daemon if that does, else the embedded executor
     Auto,
     /// The Nix daemon
     Nix,
+    /// The Guix daemon
+    Guix,
     /// The embedded executor, without any daemon
     Direct,
 }
@@ -80,7 +82,7 @@ pub struct Settings {
     /// What builds on this machine [default: auto]
     #[arg(long, value_enum)]
     pub builder: Option<BuilderChoice>,
-    /// The store directory [default: /nix/store for nix, DIR/store for direct]
+    /// The store directory [default: /nix/store for nix, /gnu/store for guix, DIR/store for direct]
     #[arg(long, value_name = "DIR")]
     pub store_dir: Option<StoreDir>,
     /// Where the direct builder keeps what it shows to builds as the store directory
@@ -134,7 +136,7 @@ pub struct Settings {
     /// The pause between the first builds after a start; 0 for none [default: 10]
     #[arg(long, value_name = "SECONDS")]
     pub gentle_start: Option<u64>,
-    /// Where the Nix daemon fetches inputs that the coordinator lacks [default: its own setting]
+    /// Where the daemon fetches inputs that the coordinator lacks [default: its own setting]
     #[arg(long, value_name = "URL", num_args = 0..)]
     pub substituters: Option<Vec<String>>,
     /// The same for inputs that are derivations [default: as --substituters]

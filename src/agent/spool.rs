@@ -53,6 +53,7 @@ pub(super) struct Order {
 #[serde(remote = "BuilderKind")]
 enum BuilderRecord {
     Nix { socket: PathBuf, store_dir: StoreDir },
+    Guix { socket: PathBuf, store_dir: StoreDir },
     Direct(#[serde(with = "PlaceRecord")] Place),
 }
 

@@ -64,7 +64,9 @@ pub enum Collection {
 /// Returns where the machine is read, for this configuration.
 pub(crate) fn sensors(config: &AgentConfig) -> Sensors {
     let store = match &config.builder {
-        BuilderKind::Nix { store_dir, .. } => PathBuf::from(store_dir.as_str()),
+        BuilderKind::Nix { store_dir, .. } | BuilderKind::Guix { store_dir, .. } => {
+            PathBuf::from(store_dir.as_str())
+        }
         BuilderKind::Direct(place) => place.physical_dir.clone(),
     };
     Sensors { proc: "/proc".into(), store, state: config.state_dir.clone() }

@@ -105,6 +105,10 @@ pub trait Builder: Send {
     /// The connection is lost.
     fn root(&mut self, paths: &[StorePath]) -> Result<(), BuilderError>;
 
+    /// Tells whether derivations are built by their paths, so that all derivations below one have
+    /// to be valid here, too, and their sources. Otherwise the inputs alone are enough.
+    fn builds_by_path(&self) -> bool;
+
     /// Builds a derivation all of whose inputs are valid, and hands over its log as it appears.
     ///
     /// Whatever happens to the build is an [`Outcome`], also that the daemon went away meanwhile.
@@ -121,11 +125,13 @@ pub trait Builder: Send {
 /// What is to be built, and how long it may take.
 #[derive(Debug, Clone, Copy)]
 pub struct BuildOrder<'a> {
-    /// The path of the derivation; the file itself need not be in the store.
+    /// The path of the derivation; the file itself need not be in the store, and is put there where
+    /// [`Builder::builds_by_path`].
     pub drv_path: &'a StorePath,
     /// The derivation.
     pub derivation: &'a Derivation<'a>,
-    /// The sources and the outputs of input derivations that it names, all of them valid here.
+    /// The sources and the outputs of input derivations that it names, all of them valid here; and
+    /// the input derivations themselves where [`Builder::builds_by_path`].
     pub input_paths: &'a [StorePath],
     /// How long the build may run; without limit when absent.
     pub timeout: Option<Duration>,
@@ -154,6 +160,13 @@ pub enum BuilderKind {
         /// The store directory that the daemon serves. The protocol does not tell it.
         store_dir: StoreDir,
     },
+    /// A Guix daemon behind its Unix socket.
+    Guix {
+        /// The socket; [`guix::socket_path`] knows the usual one.
+        socket: PathBuf,
+        /// The store directory that the daemon serves. The protocol does not tell it.
+        store_dir: StoreDir,
+    },
     /// The embedded executor.
     Direct(direct::Place),
 }
@@ -161,11 +174,14 @@ pub enum BuilderKind {
 /// Opens the builder of that kind.
 ///
 /// # Errors
-/// [`BuilderError::Unreachable`] when there is no daemon, [`BuilderError::Dialect`] when it is a
-/// Guix daemon or no daemon at all, [`BuilderError::Files`] when directories cannot be made.
+/// [`BuilderError::Unreachable`] when there is no daemon, [`BuilderError::Dialect`] when it is the
+/// other kind of daemon or none at all, [`BuilderError::Files`] when directories cannot be made.
 pub fn open(kind: BuilderKind) -> Result<Box<dyn Builder>, BuilderError> {
     Ok(match kind {
         BuilderKind::Nix { socket, store_dir } => Box::new(nix::Nix::connect(&socket, store_dir)?),
+        BuilderKind::Guix { socket, store_dir } => {
+            Box::new(guix::Guix::connect(&socket, store_dir)?)
+        }
         BuilderKind::Direct(place) => Box::new(direct::Direct::open(place)?),
     })
 }

@@ -2,8 +2,9 @@
 //! many small offers.
 
 use super::{
-    Coordinator, eager,
+    Coordinator, below, eager,
     engine_thread::EngineGone,
+    exports,
     files::{OpenError, open_nar},
     hygiene::SweepError,
     inputs::{InputsError, inputs_of},
@@ -220,7 +221,7 @@ impl BulkChannel {
     }
 
     /// Says many things at once.
-    async fn say_all(&self, messages: &[BulkToAgent]) -> Result<(), BulkEnd> {
+    pub(super) async fn say_all(&self, messages: &[BulkToAgent]) -> Result<(), BulkEnd> {
         Ok(self.output.write(frame::encode_all(messages)?).await?)
     }
 
@@ -388,9 +389,12 @@ async fn exchange(
 ) -> Result<(), BulkEnd> {
     match message {
         BulkFromAgent::Prepare { attempt } => prepare(coordinator, agent, channel, attempt).await,
-        BulkFromAgent::Fetch { path, offset, file_hash } => {
-            fetch(coordinator, channel, path, offset, file_hash).await
+        BulkFromAgent::Fetch { path, offset, file_hash, export } => {
+            let wanted = Wanted { path, offset, file_hash, export };
+            fetch(coordinator, channel, wanted).await
         }
+        BulkFromAgent::Texts { paths } => below::texts(coordinator, channel, paths).await,
+        BulkFromAgent::About { paths } => below::about(coordinator, channel, paths).await,
         BulkFromAgent::Probe { store_dir } => probe::answer(coordinator, channel, store_dir).await,
         BulkFromAgent::Offer { attempt, outputs, signs, .. } => {
             if let Some(reason) = coordinator.pressure.reason() {
@@ -429,11 +433,21 @@ async fn prepare(
         let bytes = text.slice(start..text.len().min(start + CHUNK_BYTES_MAX));
         channel.say(&BulkToAgent::Derivation { bytes }).await?;
     }
-    let held = inputs.held.into_iter().map(|info| coordinator.depot.signed(info)).collect();
+    say_inputs(coordinator, channel, inputs.held, &inputs.not_held).await
+}
+
+/// Says what is known of paths, to the end of the answer.
+pub(super) async fn say_inputs(
+    coordinator: &Coordinator,
+    channel: &BulkChannel,
+    held: Vec<PathInfo>,
+    not_held: &[StorePath],
+) -> Result<(), BulkEnd> {
+    let held = held.into_iter().map(|info| coordinator.depot.signed(info)).collect();
     for held in pages(held) {
         channel.say(&BulkToAgent::Inputs { held, not_held: Vec::new() }).await?;
     }
-    for not_held in inputs.not_held.chunks(PATHS_PER_PAGE) {
+    for not_held in not_held.chunks(PATHS_PER_PAGE) {
         let not_held = not_held.to_vec();
         channel.say(&BulkToAgent::Inputs { held: Vec::new(), not_held }).await?;
     }
@@ -460,14 +474,23 @@ fn pages(infos: Vec<PathInfo>) -> Vec<Vec<PathInfo>> {
     pages
 }
 
+/// What an agent fetches.
+struct Wanted {
+    path: StorePath,
+    offset: u64,
+    /// The file that the agent has the beginning of.
+    file_hash: Option<Sha256>,
+    /// Whether the export is to be signed.
+    export: bool,
+}
+
 /// Answers with the file of a nar, from an offset on.
 async fn fetch(
     coordinator: &Coordinator,
-    channel: &BulkChannel,
-    path: StorePath,
-    offset: u64,
-    begun: Option<Sha256>,
+    channel: &mut BulkChannel,
+    wanted: Wanted,
 ) -> Result<(), BulkEnd> {
+    let Wanted { path, offset, file_hash: begun, export } = wanted;
     let hash = path.hash();
     let record = coordinator.readers.read(move |reader| reader.nar(hash)).await?;
     let Some(record) = record else {
@@ -485,10 +508,23 @@ async fn fetch(
         Err(OpenError::Depot(error)) => return Err(error.into()),
         Err(OpenError::Store(error)) => return Err(error.into()),
     };
+    let compression = record.compression().word().to_owned();
+    let mut info = coordinator.depot.signed(record.info);
+    if export {
+        let signing = exports::sign(coordinator, info.clone(), file_hash);
+        match channel.meanwhile(&mut Signs::new(true), signing).await? {
+            Ok(signature) => info.signatures.extend(signature),
+            Err(error) => {
+                let reason = format!("the export of {path} cannot be signed: {error}");
+                tracing::error!(%path, error = telemetry::chain(&error), "export not signed");
+                return channel.refuse(RefusalCode::NotHeld, reason).await;
+            }
+        }
+    }
     channel
         .say(&BulkToAgent::Nar {
-            compression: record.compression().word().to_owned(),
-            info: coordinator.depot.signed(record.info),
+            compression,
+            info,
             file_bytes: record.file_bytes,
             file_hash: Some(file_hash),
         })

@@ -62,6 +62,21 @@ pub fn inputs_of(reader: &Reader, path: &StorePath) -> Result<InputsOf, InputsEr
     Ok(InputsOf { text, held, not_held })
 }
 
+/// Returns those of these paths, and of all they refer to, that are held, references first; and the
+/// others.
+///
+/// # Errors
+/// [`InputsError`].
+pub(super) fn known_of(
+    reader: &Reader,
+    paths: Vec<StorePath>,
+) -> Result<(Vec<PathInfo>, Vec<StorePath>), InputsError> {
+    match paths.first().cloned() {
+        Some(first) => closure(reader, &first, paths),
+        None => Ok((Vec::new(), Vec::new())),
+    }
+}
+
 /// Returns the sources and the outputs of input derivations that a derivation names.
 ///
 /// # Errors

@@ -8,10 +8,12 @@
 //! over the disk ([`pressure`]). What it never does: decide anything about builds (that is `core`),
 //! or speak to people (that is `commands`). It is started by [`start::start`].
 
+mod below;
 pub mod bulk;
 pub mod control;
 mod eager;
 pub mod engine_thread;
+mod exports;
 pub mod files;
 pub mod forms;
 pub mod hygiene;

@@ -10,11 +10,12 @@ use super::{
 };
 use crate::{
     core::{hash::Sha256, path_info::PathInfo, store_path::StoreDir},
-    formats::nar::{NarWriteError, NarWriter, Regular},
+    depot::OpenNar,
+    formats::nar,
     protocol::bulk::{BulkToAgent, RefusalCode},
     telemetry,
 };
-use std::io;
+use std::io::{self, Cursor};
 
 /// The name of all probes, and the kind of path that they are.
 const NAME: &str = "steading-probe";
@@ -34,11 +35,20 @@ pub(super) async fn answer(
         }
     };
     let depot = &coordinator.depot;
+    let mut info = depot.signed(info);
+    let file = OpenNar::Unwritten(Cursor::new(nar.clone()));
+    match depot.export_signature(&info, &info.nar_hash, file) {
+        Ok(signature) => info.signatures.extend(signature),
+        Err(error) => {
+            let reason = format!("no probe can be signed: {}", telemetry::chain(&error));
+            return channel.refuse(RefusalCode::TryLater, reason).await;
+        }
+    }
     channel
         .say(&BulkToAgent::Probe {
             wall_ms: coordinator.clock.now().wall.as_ms(),
             signing_key: depot.public_key_of(&store_dir),
-            info: depot.signed(info),
+            info,
             nar: nar.into(),
         })
         .await
@@ -49,7 +59,7 @@ fn make(store_dir: &StoreDir) -> io::Result<(PathInfo, Vec<u8>)> {
     let mut random = [0u8; 32];
     getrandom::fill(&mut random).map_err(io::Error::other)?;
     let content = format!("{}\n", Sha256::of(&random).hex());
-    let nar = nar_of(content.as_bytes()).map_err(io::Error::other)?;
+    let nar = nar::plain_file(content.as_bytes()).map_err(io::Error::other)?;
     let nar_hash = Sha256::of(&nar);
     let path = store_dir.make_path(NAME, &nar_hash, NAME).map_err(io::Error::other)?;
     let info = PathInfo {
@@ -62,14 +72,4 @@ fn make(store_dir: &StoreDir) -> io::Result<(PathInfo, Vec<u8>)> {
         content_address: None,
     };
     Ok((info, nar))
-}
-
-/// Returns the nar of a file.
-fn nar_of(content: &[u8]) -> Result<Vec<u8>, NarWriteError> {
-    let mut nar = NarWriter::new(Vec::new());
-    nar.begin()?;
-    let size = u64::try_from(content.len()).unwrap_or(u64::MAX);
-    nar.regular(Regular { executable: false, size })?;
-    nar.content(content)?;
-    nar.finish()
 }

@@ -274,6 +274,8 @@ async fn receive_one(
             BulkFromAgent::Prepare { .. }
             | BulkFromAgent::Fetch { .. }
             | BulkFromAgent::Offer { .. }
+            | BulkFromAgent::Texts { .. }
+            | BulkFromAgent::About { .. }
             | BulkFromAgent::Probe { .. } => return Err(BulkEnd::OutOfTurn),
         }
     };

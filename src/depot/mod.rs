@@ -18,6 +18,7 @@
 mod aside;
 mod content;
 mod error;
+mod exports;
 mod flusher;
 mod intake;
 mod key;
@@ -82,6 +83,7 @@ struct Inner {
     places: Places,
     keys: SigningKeys,
     spool_names: SpoolNames,
+    exports: exports::Made,
     /// Written while a file of the depot is removed, read while one is moved there.
     settling: RwLock<()>,
 }
@@ -98,7 +100,8 @@ impl Depot {
         let places = Places::make(state_dir)?;
         let spool_names = SpoolNames::new(&seed);
         let keys = SigningKeys::load_or_make(&places.secrets, key_name, &seed)?;
-        Ok(Self(Arc::new(Inner { places, keys, spool_names, settling: RwLock::default() })))
+        let (exports, settling) = (exports::Made::default(), RwLock::default());
+        Ok(Self(Arc::new(Inner { places, keys, spool_names, exports, settling })))
     }
 
     /// Returns the public signing key of the Nix dialect, as `trusted-public-keys` has it.

@@ -53,6 +53,21 @@ pub enum BulkFromAgent {
         /// from the beginning.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         file_hash: Option<Sha256>,
+        /// Whether the facts are to bear a signature over the path's export as well, which is what
+        /// a Guix daemon takes in. `wait` may come before the answer then.
+        #[serde(default, skip_serializing_if = "is_false")]
+        export: bool,
+    },
+    /// Asks for the texts of derivations. Answered for each, in their order, by `derivation` chunks
+    /// and `end`; `refused` ends the whole answer.
+    Texts {
+        /// At most [`PATHS_PER_PAGE`] derivations.
+        paths: Vec<StorePath>,
+    },
+    /// Asks what is known of paths and all they refer to. Answered by `inputs` pages and `end`.
+    About {
+        /// At most [`PATHS_PER_PAGE`] paths that are no derivations.
+        paths: Vec<StorePath>,
     },
     /// Offers all outputs of a finished attempt. Answered by `plan`, or at once by `committed` or
     /// `refused` when the offer has all files in it.

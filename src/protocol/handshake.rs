@@ -8,10 +8,13 @@ pub use crate::core::attempt::{Held, HeldPhase};
 /// The oldest protocol this program speaks.
 pub const PROTOCOL_MIN: u16 = 1;
 /// The newest protocol this program speaks. Protocol 2 added reports of attempts that were given
-/// up ([`REPORTS_SINCE`]).
-pub const PROTOCOL_MAX: u16 = 2;
+/// up ([`REPORTS_SINCE`]), protocol 3 what builders need that build by path ([`TEXTS_SINCE`]).
+pub const PROTOCOL_MAX: u16 = 3;
 /// The first protocol in which a welcome may ask for a report.
 pub const REPORTS_SINCE: u16 = 2;
+/// The first protocol in which agents may ask for the texts of derivations below, for what is known
+/// of other paths than inputs, and for signatures over exports.
+pub const TEXTS_SINCE: u16 = 3;
 /// How many attempts an agent may claim to hold.
 pub const HELD_MAX: usize = 4_096;
 /// How many tags an agent may give itself.

@@ -21,7 +21,7 @@ use steading::{
 };
 
 /// What the names of messages begin with: direction and kind.
-pub(crate) const KINDS: [&str; 32] = [
+pub(crate) const KINDS: [&str; 34] = [
     "from-agent hello",
     "from-agent started",
     "from-agent log",
@@ -39,6 +39,8 @@ pub(crate) const KINDS: [&str; 32] = [
     "to-agent heartbeat",
     "bulk-from-agent prepare",
     "bulk-from-agent fetch",
+    "bulk-from-agent texts",
+    "bulk-from-agent about",
     "bulk-from-agent offer",
     "bulk-from-agent data",
     "bulk-from-agent end",
@@ -138,6 +140,8 @@ fn kind_bulk_from_agent(message: &BulkFromAgent) -> &'static str {
     match message {
         BulkFromAgent::Prepare { .. } => "prepare",
         BulkFromAgent::Fetch { .. } => "fetch",
+        BulkFromAgent::Texts { .. } => "texts",
+        BulkFromAgent::About { .. } => "about",
         BulkFromAgent::Offer { .. } => "offer",
         BulkFromAgent::Data { .. } => "data",
         BulkFromAgent::End { .. } => "end",
@@ -283,12 +287,15 @@ fn to_agent() -> Vec<ToAgent> {
     ]
 }
 
-fn bulk_from_agent() -> [(&'static str, BulkFromAgent); 9] {
+fn bulk_from_agent() -> [(&'static str, BulkFromAgent); 12] {
     let small = vec![Bytes::from_static(b"\x28\xb5\x2f\xfd")];
     [
         ("", BulkFromAgent::Prepare { attempt: ATTEMPT }),
-        ("", fetch(None)),
-        ("resumed", fetch(Some(FILE_HASH))),
+        ("", fetch(None, false)),
+        ("resumed", fetch(Some(FILE_HASH), false)),
+        ("export", fetch(None, true)),
+        ("", BulkFromAgent::Texts { paths: vec![path("hello-2.12.drv")] }),
+        ("", BulkFromAgent::About { paths: vec![path("source")] }),
         ("", offer(52_100, vec![], false)),
         ("with-signs", offer(52_100, vec![], true)),
         ("eager", offer(4, small, true)),
@@ -298,8 +305,8 @@ fn bulk_from_agent() -> [(&'static str, BulkFromAgent); 9] {
     ]
 }
 
-fn fetch(file_hash: Option<Sha256>) -> BulkFromAgent {
-    BulkFromAgent::Fetch { path: path("source"), offset: 65_536, file_hash }
+fn fetch(file_hash: Option<Sha256>, export: bool) -> BulkFromAgent {
+    BulkFromAgent::Fetch { path: path("source"), offset: 65_536, file_hash, export }
 }
 
 fn offer(file_bytes: u64, eager: Vec<Bytes>, signs: bool) -> BulkFromAgent {

@@ -74,7 +74,8 @@ fn orders_read_back() {
         program: "/c".into(),
     };
     let nix = BuilderKind::Nix { socket: "/s".into(), store_dir: StoreDir::nix() };
-    for builder in [nix, BuilderKind::Direct(place)] {
+    let guix = BuilderKind::Guix { socket: "/s".into(), store_dir: StoreDir::guix() };
+    for builder in [nix, guix, BuilderKind::Direct(place)] {
         let order =
             Order { allocation: allocation(), builder, input_paths: vec![path()], cores: 2 };
         spool.write_order(&order, b"Derive()").unwrap();

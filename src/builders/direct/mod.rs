@@ -267,6 +267,10 @@ impl Builder for Direct {
         Ok(self.records.note_use(paths)?)
     }
 
+    fn builds_by_path(&self) -> bool {
+        false
+    }
+
     fn build(
         &mut self,
         order: &BuildOrder<'_>,

@@ -12,6 +12,8 @@ mod result;
 mod take;
 mod trace;
 
+pub use take::SIGNATURE_BEGIN;
+
 use super::{
     BuildOrder, Builder, BuilderError, Substituters,
     daemon::{
@@ -31,12 +33,17 @@ use crate::{
 };
 use std::{
     collections::BTreeSet,
-    io,
+    env, io,
     io::{Read, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
 use trace::Trace;
+
+/// Where a Guix daemon listens unless it was told otherwise.
+const SOCKET: &str = "/var/guix/daemon-socket/socket";
+/// How a URI begins that names a socket (`guix/store.scm`, `connect-to-daemon`).
+const FILE_SCHEME: &str = "file://";
 
 /// The operations (`WorkerOp`).
 mod op {
@@ -44,11 +51,23 @@ mod op {
     pub(super) const ADD_TO_STORE: u64 = 7;
     pub(super) const ADD_TEXT_TO_STORE: u64 = 8;
     pub(super) const BUILD_PATHS: u64 = 9;
+    pub(super) const ENSURE_PATH: u64 = 10;
     pub(super) const EXPORT_PATH: u64 = 16;
     pub(super) const SET_OPTIONS: u64 = 19;
     pub(super) const QUERY_PATH_INFO: u64 = 26;
     pub(super) const IMPORT_PATHS: u64 = 27;
     pub(super) const QUERY_VALID_PATHS: u64 = 31;
+}
+
+/// Returns the socket that `GUIX_DAEMON_SOCKET` names, else the usual one. Only daemons on this
+/// machine serve: a file or a `file://` URI.
+#[must_use]
+pub fn socket_path() -> PathBuf {
+    let Some(named) = env::var_os("GUIX_DAEMON_SOCKET") else { return SOCKET.into() };
+    match named.to_str().and_then(|text| text.strip_prefix(FILE_SCHEME)) {
+        Some(path) => path.into(),
+        None => named.into(),
+    }
 }
 
 /// A connection to a Guix daemon.
@@ -90,25 +109,13 @@ impl Guix {
         Ok(Self { socket: socket.to_owned(), store_dir, clock, connection })
     }
 
-    /// Lets the daemon fetch paths of one kind, over a connection of its own, so that what it knows
-    /// of its substituters is not kept.
-    fn substitute_from(
-        &self,
-        paths: &[StorePath],
-        substituters: Option<&[String]>,
-    ) -> Result<(), BuilderError> {
-        if paths.is_empty() {
-            return Ok(());
-        }
+    /// Opens a connection on which the daemon may fetch: one of its own, so that what it knows of
+    /// its substituters is not kept.
+    fn substituting(&self, from: Option<&[String]>) -> Result<Connection, BuilderError> {
         let mut connection = Connection::open(&self.socket, self.clock, Dialect::Guix)?;
-        let substitution = Substitution::On(substituters);
+        let substitution = Substitution::On(from);
         set_options(&mut connection, Options { substitution, ..Options::default() })?;
-        // A path that is no derivation is made valid by substitution alone.
-        match build_paths(&mut connection, paths, &mut |_| {}) {
-            // Some could not be had; the others are there.
-            Err(BuilderError::Daemon(_)) => Ok(()),
-            result => result,
-        }
+        Ok(connection)
     }
 
     /// Asks the daemon to build; errors are left for [`Builder::build`] to judge.
@@ -179,10 +186,24 @@ impl Builder for Guix {
         check_store(&self.store_dir, paths)?;
         let (derivations, others): (Vec<_>, Vec<_>) =
             paths.iter().cloned().partition(StorePath::is_derivation);
-        // Asked for a derivation, this daemon would build it, so those have to come from the
-        // coordinator.
-        drop(derivations);
-        self.substitute_from(&others, from.others.as_deref())
+        // What could not be had is no error; the others are there.
+        let but_for_refusals = |result| match result {
+            Err(BuilderError::Daemon(_)) => Ok(()),
+            result => result,
+        };
+        if !derivations.is_empty() {
+            let mut connection = self.substituting(from.derivations.as_deref())?;
+            for path in &derivations {
+                // Asked to build one, it would build what the derivation describes.
+                but_for_refusals(ensure_path(&mut connection, path))?;
+            }
+        }
+        if !others.is_empty() {
+            let mut connection = self.substituting(from.others.as_deref())?;
+            // A path that is no derivation is made valid by substitution alone.
+            but_for_refusals(build_paths(&mut connection, &others, &mut |_| {}))?;
+        }
+        Ok(())
     }
 
     fn import(&mut self, info: &PathInfo, nar: &mut dyn Read) -> Result<(), BuilderError> {
@@ -249,6 +270,10 @@ impl Builder for Guix {
         self.connection.with(|connection| add_temp_roots(connection, paths))
     }
 
+    fn builds_by_path(&self) -> bool {
+        true
+    }
+
     fn build(
         &mut self,
         order: &BuildOrder<'_>,
@@ -282,6 +307,15 @@ impl Builder for Guix {
             result => result,
         }
     }
+}
+
+/// Makes a path valid by substitution, whatever it is.
+fn ensure_path(connection: &mut Connection, path: &StorePath) -> Result<(), BuilderError> {
+    connection.wire.put_u64(op::ENSURE_PATH)?;
+    connection.wire.put_bytes(path.to_string().as_bytes())?;
+    connection.answer(&mut |_| {})?;
+    connection.wire.u64()?;
+    Ok(())
 }
 
 /// Builds or substitutes paths, and waits until that is done.

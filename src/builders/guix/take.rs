@@ -22,7 +22,7 @@ use std::{
 /// The longest text that is taken in, in bytes: many times the longest derivation that is known.
 const TEXT_BYTES_MAX: u64 = 64 << 20;
 /// What the signature of an export begins with, which those of narinfos do not.
-const SIGNATURE: &str = "(signature";
+pub const SIGNATURE_BEGIN: &str = "(signature";
 
 /// Takes a path in, in the way that its kind allows.
 pub(super) fn take(
@@ -93,7 +93,7 @@ fn import(
     info: &PathInfo,
     nar: &mut dyn Read,
 ) -> Result<(), BuilderError> {
-    let signature = info.signatures.iter().find(|text| text.starts_with(SIGNATURE));
+    let signature = info.signatures.iter().find(|text| text.starts_with(SIGNATURE_BEGIN));
     let signature = signature.ok_or_else(|| {
         // Nothing was sent, so this is as complete as a refusal of the daemon's own.
         BuilderError::Daemon(format!("no signature that a guix-daemon takes is over {}", info.path))

@@ -303,6 +303,10 @@ impl Builder for Nix {
         self.connection.with(|connection| add_temp_roots(connection, paths))
     }
 
+    fn builds_by_path(&self) -> bool {
+        false
+    }
+
     fn build(
         &mut self,
         order: &BuildOrder<'_>,

@@ -12,7 +12,7 @@ mod words;
 mod writer;
 
 pub use reader::NarReader;
-pub use writer::{NarWriteError, NarWriter};
+pub use writer::{NarWriteError, NarWriter, plain_file};
 
 use std::error::Error;
 

@@ -204,6 +204,18 @@ impl<W: Write> NarWriter<W> {
     }
 }
 
+/// Returns the nar of a regular file that is not executable.
+///
+/// # Errors
+/// None that happens: memory takes everything.
+pub fn plain_file(content: &[u8]) -> Result<Vec<u8>, NarWriteError> {
+    let mut nar = NarWriter::new(Vec::new());
+    nar.begin()?;
+    nar.regular(Regular { executable: false, size: wide(content.len()) })?;
+    nar.content(content)?;
+    nar.finish()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
