@@ -21,11 +21,12 @@
 //! | `uploads-per-agent-max` | number | 4 | how many of them may be of one agent |
 //! | `staged-gib-max` | GiB | 64 | how much one agent may have sent that is not committed |
 //! | `signing-key-name` | text | host name and `-1` | the name of a signing key made at first start |
+//! | `guix-acl` | file | `guix-acl` in the state directory, if it is there | whose signatures are believed on outputs that a submitted export brings, in the form of Guix's `/etc/guix/acl`; read for each submission |
 //! | `publish."STORE DIR"` | `complete`, `external-references-allowed` | `complete` | when a path becomes visible |
 //!
 //! The file is read at start. The verb `reload` reads it again: `strategy`, `priority-step`,
-//! `fair-share`, `fair-share-half-life`, `lease`, `quarantine-after`, `build-missing-inputs` and
-//! `retry` hold from then on, on a farm that goes on; all else needs a restart.
+//! `fair-share`, `fair-share-half-life`, `lease`, `quarantine-after`, `build-missing-inputs`,
+//! `retry` and `guix-acl` hold from then on, on a farm that goes on; all else needs a restart.
 
 use crate::{
     core::{
@@ -87,6 +88,8 @@ pub struct Config {
     pub staged_gib_max: NonZeroU32,
     /// The name of a signing key made at first start.
     pub signing_key_name: Option<String>,
+    /// Whose signatures are believed on outputs that a submitted export brings.
+    pub guix_acl: Option<PathBuf>,
     /// When a path becomes visible, by store directory.
     pub publish: BTreeMap<StoreDir, PublishPolicy>,
     /// The file it was read from, or would have been.
@@ -133,6 +136,7 @@ impl Default for Config {
             uploads_per_agent_max: NonZeroU32::MIN.saturating_add(3),
             staged_gib_max: NonZeroU32::MIN.saturating_add(63),
             signing_key_name: None,
+            guix_acl: None,
             publish: BTreeMap::new(),
             source: None,
         }
@@ -200,6 +204,7 @@ impl Config {
             ("quarantine-after", self.quarantine_after != other.quarantine_after),
             ("build-missing-inputs", self.build_missing_inputs != other.build_missing_inputs),
             ("retry", self.retry != other.retry),
+            ("guix-acl", self.guix_acl != other.guix_acl),
         ];
         let at_restart = [
             ("listen", self.listen != other.listen),
@@ -230,6 +235,7 @@ impl Config {
         self.quarantine_after = other.quarantine_after;
         self.build_missing_inputs = other.build_missing_inputs;
         self.retry = other.retry;
+        self.guix_acl.clone_from(&other.guix_acl);
     }
 
     /// Returns what the engine needs of it.

@@ -151,6 +151,7 @@ const fn is_refusal(error: &SubmissionError) -> bool {
     match error {
         SubmissionError::Intake(intake) => !intake.is_fault(),
         SubmissionError::Lost
+        | SubmissionError::Acl(_)
         | SubmissionError::Depot(_)
         | SubmissionError::Store(_)
         | SubmissionError::Stopping(_) => false,

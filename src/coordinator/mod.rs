@@ -8,6 +8,7 @@
 //! over the disk ([`pressure`]). What it never does: decide anything about builds (that is `core`),
 //! or speak to people (that is `commands`). It is started by [`start::start`].
 
+mod acl;
 mod below;
 pub mod bulk;
 pub mod control;

@@ -1,7 +1,7 @@
 //! Export streams on their way in: verified piece by piece, written down in slices.
 
 use super::{
-    Coordinator,
+    Coordinator, acl,
     engine_thread::{EngineGone, Recording},
 };
 use crate::{
@@ -46,6 +46,9 @@ pub enum SubmissionError {
     /// The depot failed.
     #[error(transparent)]
     Depot(#[from] DepotError),
+    /// Nobody can tell whose signatures are believed.
+    #[error(transparent)]
+    Acl(#[from] acl::AclError),
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -109,8 +112,10 @@ fn take(
     mut pieces: mpsc::Receiver<Piece>,
 ) -> Result<IntakeSummary, SubmissionError> {
     let known = InDatabase(coordinator.readers.open()?);
+    let authorized = acl::read(coordinator)?;
     let rules = IntakeRules {
         trusted_import: trust == Trust::Imports,
+        authorized: &authorized,
         limits: ExportLimits { nar: NAR_LIMITS, entries_max: ENTRIES_MAX },
         at: coordinator.clock.now().wall,
     };

@@ -52,7 +52,8 @@ pub enum IntakeError {
     /// A path does not follow from its content, and the sender is not trusted.
     #[error(
         "{0} cannot be verified: its path does not follow from its content. Send derivations and \
-         sources only, or use a key with ‘trusted-import’"
+         sources only, use a key with ‘trusted-import’, or let a Guix that is in the coordinator's \
+         ‘guix-acl’ sign it"
     )]
     Unverifiable(StorePath),
     /// There is another content under the same path already.

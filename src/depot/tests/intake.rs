@@ -13,14 +13,18 @@ use crate::{
     },
     depot::{Fact, IntakeError, IntakeRules, IntakeSummary},
     formats::{
-        export::{ExportError, ExportLimits},
+        export::{
+            ExportError, ExportLimits, entry_begin, entry_facts, signed_entry_trailer, stream_end,
+        },
         nar::{NarLimits, sample::Tree},
+        signature::guix::{GuixPublicKey, GuixSecretKey},
     },
 };
 use proptest::prelude::*;
 use std::{collections::BTreeMap, path::Path, process::Command};
 
-const RULES: IntakeRules = IntakeRules {
+const RULES: IntakeRules<'static> = IntakeRules {
+    authorized: &[],
     trusted_import: false,
     limits: ExportLimits {
         nar: NarLimits { bytes_max: 1 << 30, entries_max: 1 << 16, depth_max: 64 },
@@ -28,13 +32,13 @@ const RULES: IntakeRules = IntakeRules {
     },
     at: AT,
 };
-const TRUSTED: IntakeRules = IntakeRules { trusted_import: true, ..RULES };
+const TRUSTED: IntakeRules<'static> = IntakeRules { trusted_import: true, ..RULES };
 
 /// Takes a stream in pieces and returns all facts in the order in which they came.
 fn take(
     world: &World,
     known: &Memory,
-    rules: IntakeRules,
+    rules: IntakeRules<'_>,
     stream: &[u8],
     piece: usize,
 ) -> Result<(Vec<Fact>, IntakeSummary), IntakeError> {
@@ -246,6 +250,36 @@ fn an_output_needs_trust_and_is_marked_so() {
     let [Fact::Nar(record)] = facts.as_slice() else { panic!("{facts:?}") };
     assert_eq!(record.origin, NarOrigin::Trusted);
     assert!(matches!(refusal(&[entry]), IntakeError::Unverifiable(_)));
+}
+
+#[test]
+fn an_output_is_taken_on_the_signature_of_somebody_authorized() {
+    let (output, reference) = (path("output"), path("reference"));
+    let nar = Tree::Directory(BTreeMap::new()).nar();
+    let (key, stranger) = (GuixSecretKey::generate([1; 32]), GuixSecretKey::generate([2; 32]));
+    let authorized = [*stranger.public(), *key.public()];
+    let sign = |key: &GuixSecretKey| {
+        key.sign(&Sha256::of(&[nar.clone(), entry_facts(&output, &[], None)].concat()))
+    };
+    let stream = |references: &[StorePath], signature: &str| {
+        let trailer = signed_entry_trailer(&output, references, None, signature);
+        [&entry_begin(), &*nar, &trailer, &stream_end()].concat()
+    };
+    let world = World::new();
+    let refuse = |authorized: &[GuixPublicKey], stream: &[u8]| {
+        let rules = IntakeRules { authorized, ..RULES };
+        let error = take(&world, &Memory::default(), rules, stream, 50).map(drop).unwrap_err();
+        assert!(matches!(error, IntakeError::Unverifiable(_)), "{error}");
+    };
+    refuse(&[], &stream(&[], &sign(&key)));
+    refuse(&authorized[..1], &stream(&[], &sign(&key)));
+    refuse(&authorized, &stream(&[reference], &sign(&key)));
+    refuse(&authorized, &stream(&[], "(signature)"));
+    let rules = IntakeRules { authorized: &authorized, ..RULES };
+    let signed = stream(&[], &sign(&key));
+    let (facts, _) = take(&world, &Memory::default(), rules, &signed, 50).unwrap();
+    let [Fact::Nar(record)] = facts.as_slice() else { panic!("{facts:?}") };
+    assert_eq!(record.origin, NarOrigin::Trusted);
 }
 
 #[test]

@@ -86,6 +86,7 @@ pub(crate) fn submit(dir: &Path) {
     let mut ids = Ids(0);
     let known = InDatabase(truth.store.reader().unwrap());
     let rules = IntakeRules {
+        authorized: &[],
         trusted_import: false,
         limits: ExportLimits {
             nar: NarLimits { bytes_max: 1 << 30, entries_max: 10, depth_max: 5 },
