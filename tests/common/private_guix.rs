@@ -18,7 +18,10 @@ use std::{
 use steading::{
     core::{derivation::Derivation, store_path::StorePath},
     formats::{
-        export::{ExportLimits, ExportReader, ExportSink, ExportTrailer},
+        export::{
+            ExportLimits, ExportReader, ExportSink, ExportTrailer, entry_begin, entry_trailer,
+            stream_end,
+        },
         nar::NarLimits,
     },
 };
@@ -203,6 +206,18 @@ impl Drop for PrivateGuix {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Makes an export stream without signatures of what [`PrivateGuix::export`] returns.
+pub(crate) fn stream(entries: impl IntoIterator<Item = (ExportTrailer, Vec<u8>)>) -> Vec<u8> {
+    let mut stream = Vec::new();
+    for (ExportTrailer { path, references, deriver, .. }, nar) in entries {
+        stream.extend(entry_begin());
+        stream.extend(nar);
+        stream.extend(entry_trailer(&path, &references, deriver.as_ref()));
+    }
+    stream.extend(stream_end());
+    stream
 }
 
 /// What an export stream had in it.

@@ -114,6 +114,14 @@ impl Farm {
         self.start_agent(name, STEADING.into(), arguments, socket);
     }
 
+    /// Starts an agent with two slots on a Guix daemon.
+    pub(crate) fn start_guix_agent(&mut self, name: &str, socket: &Path) {
+        let mut arguments = self.agent_arguments(&["agent"], name, self.port);
+        arguments.extend(["--builder", "guix", "--max-parallel-builds", "2"].map(OsString::from));
+        let socket = vec![("GUIX_DAEMON_SOCKET", socket.into())];
+        self.start_agent(name, STEADING.into(), arguments, socket);
+    }
+
     /// Starts an agent that has no daemon.
     pub(crate) fn start_direct_agent(&mut self, agent: &DirectAgent<'_>) {
         self.start_direct_agent_as(agent, STEADING.into());
@@ -172,19 +180,39 @@ impl Farm {
         self.agents.insert(name.to_owned(), agent);
     }
 
-    /// Lets the doctor look at an agent with more options; returns its status and what it found.
+    /// Lets the doctor look at an agent on a Nix daemon with more options; returns its status and
+    /// what it found.
     pub(crate) fn doctor(
         &self,
         name: &str,
         socket: &Path,
         options: &[&str],
     ) -> (Option<i32>, Vec<serde_json::Value>) {
+        let options = [&["--builder", "nix"], options].concat();
+        self.doctor_with(name, ("NIX_DAEMON_SOCKET_PATH", socket), &options)
+    }
+
+    /// The same for an agent on a Guix daemon.
+    pub(crate) fn guix_doctor(
+        &self,
+        name: &str,
+        socket: &Path,
+    ) -> (Option<i32>, Vec<serde_json::Value>) {
+        self.doctor_with(name, ("GUIX_DAEMON_SOCKET", socket), &["--builder", "guix"])
+    }
+
+    fn doctor_with(
+        &self,
+        name: &str,
+        socket: (&str, &Path),
+        options: &[&str],
+    ) -> (Option<i32>, Vec<serde_json::Value>) {
         let mut command = Command::new(STEADING);
         command
             .args(self.agent_arguments(&["agent", "doctor"], name, self.port))
-            .args(["--builder", "nix", "--json"])
+            .args(["--json"])
             .args(options)
-            .env("NIX_DAEMON_SOCKET_PATH", socket)
+            .env(socket.0, socket.1)
             .stdin(Stdio::null());
         let output = command.output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
