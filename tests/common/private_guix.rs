@@ -10,6 +10,7 @@ use crate::wait;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     ffi::OsStr,
+    fmt::Write as _,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -42,6 +43,9 @@ const OWN: [&str; 7] = [
     "var/log/guix",
     "etc/guix",
 ];
+/// Who builds on machines with build users, and their group.
+const BUILD_USERS: [&str; 2] = ["guixbuilder1", "guixbuilder2"];
+const BUILD_GROUP: &str = "guixbuild";
 /// What the derivations of tests are made with: `(make NAME SCRIPT)` and more keywords of
 /// Guix's `derivation`, over a static busybox, because Guix's own packages would have to be built.
 const PRELUDE: &str = r#"
@@ -71,13 +75,29 @@ pub(crate) struct PrivateGuix {
 }
 
 impl PrivateGuix {
-    /// Starts a daemon, or says why there can be none here.
+    /// Starts a daemon, or says why there can be none here. Its builds run as root: what they leave
+    /// behind outside their process groups stays.
     pub(crate) fn start() -> Result<Self, String> {
-        base()?;
+        Self::start_as(&[])
+    }
+
+    /// Starts a daemon with users of its own for builds, who are in no other process namespace, so
+    /// that daemons do not kill each other's processes.
+    pub(crate) fn start_with_build_users() -> Result<Self, String> {
+        Self::start_as(&BUILD_USERS)
+    }
+
+    fn start_as(build_users: &[&str]) -> Result<Self, String> {
+        let base = base()?;
         // The path of a Unix socket has at most 107 bytes, so the directory must be a short one.
         let own = tempfile::Builder::new().prefix("guix").tempdir_in("/tmp").unwrap();
         for place in OWN {
             fs_err::create_dir_all(own.path().join(place)).unwrap();
+        }
+        let mut options = vec!["--disable-chroot".to_owned(), "--substitute-urls=".to_owned()];
+        if !build_users.is_empty() {
+            write_users(base, own.path(), build_users);
+            options.push(format!("--build-users-group={BUILD_GROUP}"));
         }
         let possible = enter(own.path(), "true").output().unwrap();
         if !possible.status.success() {
@@ -85,10 +105,9 @@ impl PrivateGuix {
             return Err(format!("no private Guix can be mounted: {reason}"));
         }
         let log = fs_err::File::create(own.path().join("var/log/guix/daemon.log")).unwrap();
-        // Its builds are confined by the namespaces that the daemon itself is in. Without a group
-        // of build users, no two daemons kill each other's processes.
+        // Its builds are confined by the namespaces that the daemon itself is in.
         let daemon = enter(own.path(), "guix-daemon")
-            .args(["--disable-chroot", "--substitute-urls="])
+            .args(options)
             .stdout(Stdio::null())
             .stderr(log.into_parts().0)
             .spawn()
@@ -206,6 +225,19 @@ impl Drop for PrivateGuix {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Writes the users and groups of a machine: those of the common root, and some more.
+fn write_users(base: &Path, own: &Path, users: &[&str]) {
+    const FIRST_ID: u32 = 30_001;
+    let read = |name: &str| fs_err::read_to_string(base.join("etc").join(name)).unwrap();
+    let (mut passwd, mut group) = (read("passwd"), read("group"));
+    for (id, user) in (FIRST_ID..).zip(users) {
+        writeln!(passwd, "{user}:x:{id}:{FIRST_ID}::/nonexistent:/usr/sbin/nologin").unwrap();
+    }
+    writeln!(group, "{BUILD_GROUP}:x:{FIRST_ID}:{}", users.join(",")).unwrap();
+    fs_err::write(own.join("passwd"), passwd).unwrap();
+    fs_err::write(own.join("group"), group).unwrap();
 }
 
 /// Makes an export stream without signatures of what [`PrivateGuix::export`] returns.
