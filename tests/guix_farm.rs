@@ -22,9 +22,12 @@ use serde_json::Value;
 use std::{
     collections::BTreeMap,
     path::Path,
-    process::{Output, Stdio},
+    process::{Command, Output, Stdio},
 };
-use steading::{core::store_path::StorePath, telemetry::Clock};
+use steading::{
+    core::{hash::Sha256, store_path::StorePath},
+    telemetry::Clock,
+};
 
 /// What is asked for, and how it must end; in the order of `tests/graphs/farm.scm`.
 const GRAPHS: [(&str, &str); 12] = [
@@ -138,6 +141,7 @@ fn a_real_graph_is_built_by_two_guix_machines_and_read_back_by_a_stock_guix() {
         .map(|output| output.path)
         .collect();
     a_stock_guix_substitutes(&farm, &outputs);
+    a_tree_that_was_tampered_with_is_refused(&farm, &outputs[0]);
     println!("measured: {} ms in all", clock.now().mono.as_ms());
 }
 
@@ -179,6 +183,38 @@ fn a_stock_guix_substitutes(farm: &Farm, outputs: &[StorePath]) {
     }
     let verified = reader.command("guix").args(["gc", "--verify=contents"]).output().unwrap();
     assert!(verified.status.success(), "{}", text(&verified));
+
+    let without_zstd = PrivateGuix::start_without_zstd().unwrap();
+    let known =
+        without_zstd.scheme("(display (if (resolve-module '(zstd) #t #f #:ensure #f) 1 0))");
+    assert_eq!(known, "0");
+    believe(&without_zstd, farm);
+    let said = substitute(&without_zstd, &tree, outputs);
+    for path in outputs {
+        assert!(without_zstd.has(path), "{path} was not substituted without zstd: {said}");
+    }
+}
+
+/// A third machine gets nothing from a published tree that somebody has changed.
+fn a_tree_that_was_tampered_with_is_refused(farm: &Farm, victim: &StorePath) {
+    let tree = farm.state().join("public/gnu-store");
+    let copy = tempfile::tempdir_in("/tmp").unwrap();
+    let copied = Command::new("cp").args(["-r", "--"]).arg(tree).arg(copy.path()).status();
+    assert!(copied.unwrap().success());
+    let tree = copy.path().join("gnu-store");
+    let narinfo = tree.join(format!("{}.narinfo", victim.hash().base32()));
+    let good = fs_err::read_to_string(&narinfo).unwrap();
+    let hash = good.lines().find(|line| line.starts_with("NarHash")).unwrap();
+    let other = format!("NarHash: {}", Sha256::of(b"something else"));
+    fs_err::write(&narinfo, good.replace(hash, &other)).unwrap();
+    let reader = PrivateGuix::start().unwrap();
+    believe(&reader, farm);
+    let said = substitute(&reader, &tree, std::slice::from_ref(victim));
+    assert!(!reader.has(victim), "{said}");
+    fs_err::write(&narinfo, good).unwrap();
+    believe(&reader, farm);
+    let said = substitute(&reader, &tree, std::slice::from_ref(victim));
+    assert!(reader.has(victim), "what was refused was refused for what was changed: {said}");
 }
 
 /// Asks a Guix for paths with this tree as its only substituter; returns what it said.

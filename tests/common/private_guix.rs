@@ -78,16 +78,21 @@ impl PrivateGuix {
     /// Starts a daemon, or says why there can be none here. Its builds run as root: what they leave
     /// behind outside their process groups stays.
     pub(crate) fn start() -> Result<Self, String> {
-        Self::start_as(&[])
+        Self::start_as(&[], Zstd::AsItComes)
+    }
+
+    /// Starts a daemon whose programs know no zstd.
+    pub(crate) fn start_without_zstd() -> Result<Self, String> {
+        Self::start_as(&[], Zstd::Absent)
     }
 
     /// Starts a daemon with users of its own for builds, who are in no other process namespace, so
     /// that daemons do not kill each other's processes.
     pub(crate) fn start_with_build_users() -> Result<Self, String> {
-        Self::start_as(&BUILD_USERS)
+        Self::start_as(&BUILD_USERS, Zstd::AsItComes)
     }
 
-    fn start_as(build_users: &[&str]) -> Result<Self, String> {
+    fn start_as(build_users: &[&str], zstd: Zstd) -> Result<Self, String> {
         let base = base()?;
         // The path of a Unix socket has at most 107 bytes, so the directory must be a short one.
         let own = tempfile::Builder::new().prefix("guix").tempdir_in("/tmp").unwrap();
@@ -98,6 +103,10 @@ impl PrivateGuix {
         if !build_users.is_empty() {
             write_users(base, own.path(), build_users);
             options.push(format!("--build-users-group={BUILD_GROUP}"));
+        }
+        match zstd {
+            Zstd::Absent => write_absent(own.path()),
+            Zstd::AsItComes => {}
         }
         let possible = enter(own.path(), "true").output().unwrap();
         if !possible.status.success() {
@@ -224,6 +233,23 @@ impl PrivateGuix {
 impl Drop for PrivateGuix {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Whether a machine has Guile's module for zstd, as far as the common root has it.
+#[derive(Clone, Copy)]
+enum Zstd {
+    AsItComes,
+    Absent,
+}
+
+/// Writes what stands for modules that a machine lacks.
+fn write_absent(own: &Path) {
+    let absent = own.join("absent");
+    fs_err::create_dir(&absent).unwrap();
+    for name in ["zstd", "zstd.scm", "zstd.go"] {
+        let whiteout = Command::new("mknod").arg(absent.join(name)).args(["c", "0", "0"]).status();
+        assert!(whiteout.unwrap().success());
     }
 }
 
