@@ -53,7 +53,7 @@ pub(super) struct Builds {
     /// How many builds at most
     #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX))]
     limit: u32,
-    /// The builds behind this one, instead of the newest
+    /// The builds behind this one, the oldest first: with the last id of one page, the next page
     #[arg(long, value_name = "ID")]
     after: Option<BuildId>,
 }

@@ -4,10 +4,22 @@ use super::{
     error::{CommandError, Exit},
     invocation::Invocation,
     output::Format,
-    table::Table,
+    table::{self, Table},
     verb::{self, Act, Needs, VERBS},
 };
 use serde::Serialize;
+
+/// The narrowest terminal that has room for the table; on others, texts go on in the next line.
+const TABLE_COLUMNS: u32 = 96;
+/// What stands before such texts.
+const INDENT: &str = "    ";
+
+/// What stands below the verbs.
+const END: [&str; 3] = [
+    "Usage: ssh COORDINATOR VERB …; ‘help VERB’ explains one.",
+    "Every verb takes --json for one JSON object per line.",
+    "Long lists come in pages: the last id of one, with --after, begins the next.",
+];
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -45,16 +57,26 @@ impl Act for Help {
                 let object =
                     Object { verb: verb.name, role, about: verb.about, example: verb.example };
                 output.json(&object).await?;
-            } else {
-                let role = role.unwrap_or_else(|| "any key".to_owned());
-                table.row(vec![verb.name.to_owned(), role, verb.about.to_owned()]);
+                continue;
+            }
+            let role = role.unwrap_or_else(|| "any key".to_owned());
+            match output.columns().filter(|&columns| columns > 0 && columns < TABLE_COLUMNS) {
+                Some(columns) => {
+                    output.line(&format!("{} ({role})", verb.name)).await?;
+                    output.text(&table::wrapped(verb.about, INDENT, columns)).await?;
+                }
+                None => table.row(vec![verb.name.to_owned(), role, verb.about.to_owned()]),
             }
         }
         if output.format() == Format::Text {
-            output.table(&table).await?;
+            if !table.is_empty() {
+                output.table(&table).await?;
+            }
             output.line("").await?;
-            output.line("Usage: ssh COORDINATOR VERB …; ‘help VERB’ explains one.").await?;
-            output.line("Every verb takes --json for one JSON object per line.").await?;
+            let columns = output.columns().filter(|&columns| columns > 0).unwrap_or(u32::MAX);
+            for line in END {
+                output.text(&table::wrapped(line, "", columns)).await?;
+            }
         }
         Ok(Exit::Done)
     }

@@ -30,6 +30,11 @@ impl Table {
         self.rows.push(cells);
     }
 
+    /// Returns whether there are only headings.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.len() <= 1
+    }
+
     /// Returns the text. On a terminal with so many columns, lines end where it does.
     pub(super) fn text(&self, columns: Option<u32>) -> String {
         let mut text = String::new();
@@ -53,6 +58,29 @@ pub(super) fn cut(line: &str, columns: Option<u32>) -> String {
         None | Some(0) => line.to_owned(),
         Some(columns) => line.chars().take(columns).collect(),
     }
+}
+
+/// Returns a text in lines that begin with `indent` and end where the terminal does, unless a word
+/// is longer.
+pub(super) fn wrapped(text: &str, indent: &str, columns: u32) -> String {
+    let room = usize::try_from(columns).unwrap_or(usize::MAX);
+    let mut wrapped = String::new();
+    let mut line = String::new();
+    for word in text.split_whitespace() {
+        let parts = [indent, line.as_str(), word];
+        let length: usize = parts.iter().map(|part| part.chars().count()).sum();
+        if !line.is_empty() && length >= room {
+            // Writing to a string does not fail.
+            writeln!(wrapped, "{indent}{line}").ok();
+            line.clear();
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    writeln!(wrapped, "{indent}{line}").ok();
+    wrapped
 }
 
 /// Returns a text without characters that move a cursor or begin a new line.
@@ -108,6 +136,12 @@ pub(super) fn count(number: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_goes_on_in_the_next_line() {
+        assert_eq!(wrapped("one two three", "  ", 9), "  one two\n  three\n");
+        assert_eq!(wrapped("immeasurable", "  ", 4), "  immeasurable\n");
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

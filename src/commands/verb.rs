@@ -14,6 +14,10 @@ use std::pin::Pin;
 
 /// How wide help is where there is no terminal.
 const HELP_COLUMNS: usize = 100;
+/// The narrowest help: below this, words are cut rather than put one under another.
+const HELP_COLUMNS_MIN: usize = 30;
+/// How clap's own pointer to help begins; the verbs are explained by a verb.
+const CLAP_HELP: &str = "For more information, try";
 
 /// The arguments of a verb, and what it does with them.
 pub(super) trait Act: Args + Send + 'static {
@@ -190,8 +194,8 @@ const fn verb<A: Act>(
 
 fn run_as<'a, A: Act>(invocation: &'a mut Invocation, matches: &'a ArgMatches) -> Running<'a> {
     Box::pin(async move {
-        let arguments =
-            A::from_arg_matches(matches).map_err(|error| CommandError::Usage(rendered(&error)))?;
+        let arguments = A::from_arg_matches(matches)
+            .map_err(|error| CommandError::Usage(rendered(&error, None)))?;
         arguments.run(invocation).await
     })
 }
@@ -269,7 +273,7 @@ fn commands(columns: Option<u32>) -> Command {
     Command::new("ssh COORDINATOR")
         .no_binary_name(true)
         .color(ColorChoice::Never)
-        .term_width(columns.unwrap_or(HELP_COLUMNS).min(HELP_COLUMNS))
+        .term_width(columns.unwrap_or(HELP_COLUMNS).clamp(HELP_COLUMNS_MIN, HELP_COLUMNS))
         .disable_help_subcommand(true)
         .subcommand_required(true)
         .subcommand_value_name("VERB")
@@ -290,7 +294,7 @@ fn not_called(error: &clap::Error, words: &[String]) -> NotCalled {
             };
             let wrong = table::excerpt(&word(ContextKind::InvalidSubcommand).unwrap_or_default());
             // A verb may have verbs of its own.
-            let outer = words.iter().find_map(|word| VERBS.iter().find(|verb| verb.name == word));
+            let outer = called_verb(words);
             let (which, list) = match outer {
                 Some(outer) => {
                     (format!("verb ‘{} {wrong}’", outer.name), format!("help {}", outer.name))
@@ -302,16 +306,27 @@ fn not_called(error: &clap::Error, words: &[String]) -> NotCalled {
                 None => format!("there is no {which}: ‘{list}’ lists them"),
             })
         }
-        _ => NotCalled::Usage(rendered(error)),
+        _ => NotCalled::Usage(rendered(error, called_verb(words))),
     }
 }
 
-/// Returns what clap has to say, without its own marks.
-fn rendered(error: &clap::Error) -> String {
+/// Returns the verb that words begin with, whatever follows.
+fn called_verb(words: &[String]) -> Option<&'static Verb> {
+    words.iter().find_map(|word| VERBS.iter().find(|verb| verb.name == word))
+}
+
+/// Returns what clap has to say, without its own marks and with our way to help.
+fn rendered(error: &clap::Error, verb: Option<&Verb>) -> String {
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
-    let lines: Vec<String> = text.lines().map(table::plain).collect();
-    lines.join("\n")
+    let said = text.lines().filter(|line| !line.starts_with(CLAP_HELP)).map(table::plain);
+    let mut text = said.collect::<Vec<_>>().join("\n").trim_end().to_owned();
+    text.push_str("\n\n");
+    text.push_str(&match verb {
+        Some(verb) => format!("‘help {}’ explains it", verb.name),
+        None => "‘help’ lists the verbs".to_owned(),
+    });
+    text
 }
 
 #[cfg(test)]
@@ -365,6 +380,8 @@ mod tests {
         let text = wrong("builds --limit many");
         assert!(text.contains("--limit") && !text.contains('\x1b'), "{text}");
         assert!(!text.starts_with("error"), "{text}");
+        assert!(!text.contains("--help") && text.ends_with("‘help builds’ explains it"), "{text}");
+        assert!(wrong("--nonsense").ends_with("‘help’ lists the verbs"));
         assert!(wrong("show").contains("ID"));
         assert!(wrong("show 7").contains("is not an id"), "{}", wrong("show 7"));
         assert!(wrong("wait").contains("--where-tag"));
@@ -391,6 +408,20 @@ mod tests {
             let text = usage(verb.name, None).unwrap();
             assert!(text.contains(verb.about) && text.contains("Example: "), "{text}");
             assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
+        }
+    }
+
+    #[test]
+    fn help_is_as_narrow_as_its_terminal() {
+        for verb in &VERBS {
+            let text = usage(verb.name, Some(60)).unwrap();
+            let (arguments, example) = text.split_once("Example: ").unwrap();
+            let arguments = arguments.lines().filter(|line| !line.starts_with("Usage: "));
+            for line in arguments {
+                assert!(line.chars().count() <= 60, "{}: {line}", verb.name);
+            }
+            let example: Vec<&str> = example.split_whitespace().collect();
+            assert_eq!(example.join(" "), verb.example);
         }
     }
 }
