@@ -14,7 +14,8 @@ use steading::{
     },
     builders::{BuilderKind, direct, guix, nix},
     config::Presence,
-    core::store_path::StoreDir,
+    core::{id::Name, store_path::StoreDir},
+    ssh::Role,
 };
 use tokio::sync::watch;
 
@@ -39,6 +40,8 @@ pub(crate) enum Part {
         /// The spool directory.
         spool: PathBuf,
     },
+    /// Pass on what an SSH client asked of this host's sshd; for forced commands in authorized_keys
+    Stdio(StdioArguments),
     /// Show the whole farm on loopback, in a temporary directory
     Demo {
         /// Keep everything in this directory instead of a temporary one
@@ -73,6 +76,29 @@ pub(crate) struct CoordinatorArguments {
     /// The configuration [default: DIR/steading.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+}
+
+/// What a forced command says.
+#[derive(Debug, Args)]
+pub(crate) struct StdioArguments {
+    /// Who the owner of the key is to the coordinator
+    #[arg(long, value_name = "NAME")]
+    pub(crate) principal: Name,
+    /// What the principal may: agent, viewer, submitter, operator or admin [default: what the
+    /// keydir says]
+    #[arg(long, value_parser = role)]
+    pub(crate) role: Option<Role>,
+    /// The state directory of the coordinator
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/steading")]
+    pub(crate) state: PathBuf,
+}
+
+/// Reads a role.
+fn role(text: &str) -> Result<Role, String> {
+    Role::of_word(text).ok_or_else(|| {
+        let words = Role::ALL.map(|role| role.to_string());
+        format!("the roles are {}", words.join(", "))
+    })
 }
 
 /// `steading agent` without a subcommand runs the agent.

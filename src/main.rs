@@ -3,10 +3,11 @@
 mod arguments;
 
 use anyhow::{Context as _, bail};
-use arguments::{AgentAct, AgentSetup, Arguments, CoordinatorArguments, Part};
+use arguments::{AgentAct, AgentSetup, Arguments, CoordinatorArguments, Part, StdioArguments};
 use clap::Parser as _;
 use std::{
     io::{IsTerminal as _, Write as _},
+    os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
     path::Path,
     process::ExitCode,
 };
@@ -17,6 +18,7 @@ use steading::{
     config::{Config, Presence, Source},
     coordinator::start,
     demo,
+    ssh::local,
     telemetry::{self, Clock},
 };
 use tokio::{
@@ -58,6 +60,7 @@ fn run(part: Part) -> anyhow::Result<ExitCode> {
             demo::run(keep.as_deref()).context("the demo failed")?;
             Ok(ExitCode::SUCCESS)
         }
+        Part::Stdio(arguments) => stdio(arguments),
         Part::Submit { words } => Ok(client::submit(&words)?),
         Part::Verb(words) => Ok(client::verb(&words)?),
     }
@@ -146,6 +149,40 @@ fn run_agent(setup: &AgentSetup) -> anyhow::Result<ExitCode> {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Passes on what a client asked of this host's own sshd.
+fn stdio(arguments: StdioArguments) -> anyhow::Result<ExitCode> {
+    let original = std::env::var_os("SSH_ORIGINAL_COMMAND");
+    let call = local::Call {
+        forced: local::Forced { name: arguments.principal, role: arguments.role },
+        kind: local::asked(original.as_ref().map(|line| line.as_bytes())),
+        env: local::session_variables(),
+    };
+    let socket = arguments.state.join(local::SOCKET);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("the system gives no event queue")?;
+    let output = std::io::stdout().as_fd().try_clone_to_owned().context("there is no output")?;
+    let passed = runtime.block_on(async {
+        let streams = local::Streams {
+            input: tokio::io::stdin(),
+            output: tokio::io::stdout(),
+            errors: tokio::io::stderr(),
+            abandoned: local::abandoned(output),
+        };
+        local::relay(&socket, &call, streams).await
+    });
+    // Its thread may be reading standard input, which nobody waits for any more.
+    runtime.shutdown_background();
+    match passed {
+        Ok(status) => Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX))),
+        Err(error) => {
+            print_error(&format!("steading: {}\n", telemetry::chain(&error)));
+            Ok(ExitCode::from(TRY_AGAIN))
+        }
+    }
 }
 
 /// Prints what the doctor finds, as it is for people or, with `json`, for scripts.

@@ -179,6 +179,10 @@ pub async fn start(
         cancel.clone(),
     )
     .await?;
+    if let Err(error) = door.open_locally(&state_dir.join(ssh::local::SOCKET)) {
+        // Such as a path that is too long for a socket: few need it, and all else works.
+        tracing::warn!(%error, "nobody can come through ‘steading stdio’");
+    }
     let signing_public_key = depot.public_key();
     let guix_signing_public_key = depot.guix_public_key();
     let coordinator = Coordinator {

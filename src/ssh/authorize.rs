@@ -34,6 +34,12 @@ impl Role {
         }
     }
 
+    /// Returns the role that is called so: `viewer` and not `viewers`.
+    #[must_use]
+    pub fn of_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.to_string() == word)
+    }
+
     /// Returns the name of the role's folder in the keydir.
     #[must_use]
     pub const fn folder(self) -> &'static str {

@@ -56,7 +56,7 @@ pub enum Incoming {
 }
 
 impl Incoming {
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Data(bytes) | Self::Stderr(bytes) => bytes.len(),
             Self::Exited(_) | Self::Eof | Self::Lost => 0,
@@ -90,6 +90,14 @@ impl Revoked {
 }
 
 impl ChannelReader {
+    pub(super) fn new(
+        waiting: mpsc::UnboundedReceiver<Incoming>,
+        backlog: Arc<Backlog>,
+        revoked: Revoked,
+    ) -> Self {
+        Self { waiting, backlog, end: None, revoked }
+    }
+
     /// Returns what comes next. Giving up the returned future loses nothing.
     ///
     /// Whoever has a reader must call this or drop it: while too much is waiting, nothing is read
@@ -179,7 +187,7 @@ pub(super) fn open<Slot: Send + 'static>(
         deadlines.write,
     );
     let read_max = deadlines.read;
-    let reader = ChannelReader { waiting, backlog: Arc::clone(&backlog), end: None, revoked };
+    let reader = ChannelReader::new(waiting, Arc::clone(&backlog), revoked);
     let intake = Intake { incoming, queue, backlog, gone, read_max, terminal };
     drop(tokio::spawn(async move {
         if intake.run().await == Ended::Stalled {

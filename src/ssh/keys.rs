@@ -7,6 +7,7 @@
 use super::{
     authorize::{Principal, Role},
     key_line::{self, KeyOptions},
+    local::Forced,
 };
 use crate::core::{id::Name, time::Timestamp};
 use russh::keys::{HashAlg, PublicKey, ssh_key::public::KeyData};
@@ -82,6 +83,33 @@ impl Keydir {
         let entry = self.keys.get(key)?;
         let expired = entry.expires.is_some_and(|end| end <= now);
         (!entry.disputed && !expired).then(|| Arc::clone(&entry.principal))
+    }
+
+    /// Returns whom a forced command means, if anybody, at this time: the principal of that name,
+    /// with the limits of the first of its keys. A name that several roles have needs the role;
+    /// one that no key has is known by its role alone, without limits.
+    #[must_use]
+    pub(super) fn principal_forced(
+        &self,
+        forced: &Forced,
+        now: Timestamp,
+    ) -> Option<Arc<Principal>> {
+        let of_name = |entry: &&Entry| {
+            !entry.disputed
+                && entry.principal.name == forced.name
+                && forced.role.is_none_or(|role| role == entry.principal.role)
+        };
+        let entries: Vec<&Entry> = self.keys.values().filter(of_name).collect();
+        if entries.is_empty() {
+            return forced.role.map(|role| Arc::new(forced.unlisted(role)));
+        }
+        let role = entries[0].principal.role;
+        if entries.iter().any(|entry| entry.principal.role != role) {
+            return None;
+        }
+        let valid = entries.iter().filter(|entry| entry.expires.is_none_or(|end| end > now));
+        let first = valid.min_by_key(|entry| entry.principal.fingerprint.as_str());
+        first.map(|entry| Arc::clone(&entry.principal))
     }
 
     /// Returns every principal with the time their key expires, ordered by role, name, fingerprint.

@@ -15,6 +15,9 @@
 //! * every connection can be ended from outside by `shutdown(2)`, because nothing else reaches one
 //!   that is stuck.
 //!
+//! Those whom the host's own sshd has let in come through a socket instead of the port
+//! ([`local`]), and are served the same.
+//!
 //! Called by the coordinator (the door) and by the agent (the client).
 
 pub mod authorize;
@@ -24,6 +27,7 @@ mod gate;
 pub mod host_key;
 mod key_line;
 pub mod keys;
+pub mod local;
 mod outbox;
 mod request;
 pub mod server;

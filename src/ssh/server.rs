@@ -5,7 +5,7 @@ use super::{
     OWN_PACKET_BYTES, OWN_WINDOW_BYTES, Role,
     host_key::{self, KeyFileError, KeyPair},
     keys::{Keydir, KeydirProblem},
-    preferred, rekey_write_bytes,
+    local, preferred, rekey_write_bytes,
     request::{Request, SessionId},
     session::{Outlet, Session},
     sessions::{Counters, Sessions, Unauthenticated},
@@ -24,9 +24,9 @@ use std::{
     borrow::Cow,
     io::{self, ErrorKind},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -187,10 +187,25 @@ pub struct Door {
     pub requests: mpsc::Receiver<Request>,
     /// A view of who is connected.
     pub monitor: Monitor,
+    /// Gone with the tasks that hold it, so that requests end with them.
+    entrance: Weak<Entrance>,
     tasks: TaskTracker,
 }
 
 impl Door {
+    /// Lets those in, too, whom the host's own sshd has let in: `steading stdio` comes through a
+    /// socket at this path, which only this process's user may open.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn open_locally(&self, path: &Path) -> io::Result<()> {
+        let listener = local::listen(path)?;
+        if let Some(entrance) = self.entrance.upgrade() {
+            self.tasks.spawn(local::accept(listener, entrance, self.tasks.clone()));
+        }
+        Ok(())
+    }
+
     /// Waits until every connection has ended, after the door's token was canceled.
     pub async fn closed(&self) {
         self.tasks.wait().await;
@@ -259,20 +274,40 @@ pub async fn open(
         next_session: AtomicU64::new(1),
         cancel,
     });
+    let weak = Arc::downgrade(&entrance);
     tasks.spawn(accept(listener, entrance, tasks.clone()));
     tasks.close();
     let host_public_key = host_key.public_line();
-    Ok(Door { address, host_public_key, requests, monitor: Monitor { sessions }, tasks })
+    Ok(Door {
+        address,
+        host_public_key,
+        requests,
+        monitor: Monitor { sessions },
+        entrance: weak,
+        tasks,
+    })
 }
 
 /// What every connection needs.
-struct Entrance {
+pub(super) struct Entrance {
     for_own: Arc<Config>,
     for_stock: Arc<Config>,
-    sessions: Arc<Sessions>,
-    outlet: mpsc::Sender<Request>,
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) outlet: mpsc::Sender<Request>,
     next_session: AtomicU64,
-    cancel: CancellationToken,
+    pub(super) cancel: CancellationToken,
+}
+
+impl Entrance {
+    /// Returns a number that no session had.
+    pub(super) fn next_session(&self) -> SessionId {
+        SessionId(self.next_session.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Has a session forgotten when the returned value is dropped.
+    pub(super) fn entry(&self, id: SessionId) -> Entry {
+        Entry { sessions: Arc::clone(&self.sessions), id }
+    }
 }
 
 fn russh_config(host_key: &KeyPair, window_bytes: u32, packet_bytes: u32) -> Arc<Config> {
@@ -354,9 +389,9 @@ async fn connection(
         () = entrance.cancel.cancelled() => return,
     };
     let config = if own { &entrance.for_own } else { &entrance.for_stock };
-    let id = SessionId(entrance.next_session.fetch_add(1, Ordering::Relaxed));
+    let id = entrance.next_session();
     let end = entrance.cancel.child_token();
-    let _entry = Entry { sessions: Arc::clone(&entrance.sessions), id };
+    let _entry = entrance.entry(id);
     let (authenticated, authentication) = oneshot::channel();
     let outlet = Outlet { requests: entrance.outlet.clone(), id, peer };
     let sessions = Arc::clone(&entrance.sessions);
@@ -421,7 +456,7 @@ fn log_end(peer: SocketAddr, result: Result<(), russh::Error>) {
 }
 
 /// Removes the session when its connection ends in whatever way.
-struct Entry {
+pub(super) struct Entry {
     sessions: Arc<Sessions>,
     id: SessionId,
 }

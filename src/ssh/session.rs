@@ -21,13 +21,13 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// The environment variables that mean something here; all others are refused.
-const ENV_NAMES: [&str; 3] = ["STEADING_PRIORITY", "STEADING_TAGS", "STEADING_KEY"];
+pub(super) const ENV_NAMES: [&str; 3] = ["STEADING_PRIORITY", "STEADING_TAGS", "STEADING_KEY"];
 
 /// The exit status of what may succeed later (`EX_TEMPFAIL` in sysexits.h).
-const TRY_AGAIN: u32 = 75;
+pub(super) const TRY_AGAIN: u32 = 75;
 
 /// The longest value of an environment variable, in bytes.
-const ENV_BYTES_MAX: usize = 4 << 10;
+pub(super) const ENV_BYTES_MAX: usize = 4 << 10;
 
 /// Where a session's requests go, and what is written on them.
 pub(super) struct Outlet {

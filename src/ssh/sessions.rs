@@ -4,6 +4,7 @@ use super::{
     authorize::{Principal, Role},
     channel::Revoked,
     keys::{Keydir, KeydirProblem},
+    local::Forced,
     request::SessionId,
     server::DoorLimits,
 };
@@ -85,10 +86,28 @@ pub(super) struct Admitted {
 }
 
 struct Live {
-    key: KeyData,
+    claim: Claim,
     principal: Arc<Principal>,
     end: CancellationToken,
     revoked: Revoked,
+}
+
+/// What a session was let in for.
+#[derive(Clone)]
+enum Claim {
+    /// Its owner proved to hold the key.
+    Key(KeyData),
+    /// The host's own sshd has let somebody in, and its configuration says who that is here.
+    Forced(Forced),
+}
+
+impl Claim {
+    fn principal(&self, keydir: &Keydir, now: Timestamp) -> Option<Arc<Principal>> {
+        match self {
+            Self::Key(key) => keydir.principal_of(key, now),
+            Self::Forced(forced) => keydir.principal_forced(forced, now),
+        }
+    }
 }
 
 impl Live {
@@ -149,9 +168,30 @@ impl Sessions {
         end: &CancellationToken,
         revoked: &Revoked,
     ) -> Option<Admitted> {
+        self.enter(id, Claim::Key(key.clone()), end, revoked)
+    }
+
+    /// Lets in whom a forced command names, as [`Sessions::admit`] does.
+    pub(super) fn admit_forced(
+        &self,
+        id: SessionId,
+        forced: &Forced,
+        end: &CancellationToken,
+        revoked: &Revoked,
+    ) -> Option<Admitted> {
+        self.enter(id, Claim::Forced(forced.clone()), end, revoked)
+    }
+
+    fn enter(
+        &self,
+        id: SessionId,
+        claim: Claim,
+        end: &CancellationToken,
+        revoked: &Revoked,
+    ) -> Option<Admitted> {
         let now = self.clock.now().wall;
         let mut state = self.state();
-        let principal = state.keydir.principal_of(key, now)?;
+        let principal = claim.principal(&state.keydir, now)?;
         if state.live.len() >= self.limits.sessions {
             tracing::error!("too many sessions: nobody else is let in");
             return None;
@@ -170,7 +210,7 @@ impl Sessions {
         usage.sessions = usage.sessions.saturating_add(1);
         let over = usage.sessions > most;
         let live = Live {
-            key: key.clone(),
+            claim,
             principal: Arc::clone(&principal),
             end: end.clone(),
             revoked: revoked.clone(),
@@ -297,7 +337,7 @@ impl Sessions {
 /// options end a session, too: its owner comes back with the new ones.
 fn end_refused(state: &State, now: Timestamp) {
     for live in state.live.values() {
-        if state.keydir.principal_of(&live.key, now).as_ref() != Some(&live.principal) {
+        if live.claim.principal(&state.keydir, now).as_ref() != Some(&live.principal) {
             let principal = &live.principal;
             tracing::info!(name = %principal.name, key = %principal.fingerprint,
                 "session ended: its key is no longer listed as it was");

@@ -1,6 +1,6 @@
 //! Writing to a channel without waiting for ever.
 
-use super::{OWN_PACKET_BYTES, channel::Terminal, outbox::Level};
+use super::{OWN_PACKET_BYTES, channel::Terminal, local::LocalHalf, outbox::Level};
 use bytes::{Bytes, BytesMut};
 use russh::{ChannelWriteHalf, client, server};
 use std::{sync::Arc, time::Duration};
@@ -19,7 +19,7 @@ const PIECE_BYTES_MAX: usize = OWN_PACKET_BYTES as usize;
 pub(super) const CLOSE_MAX: Duration = Duration::from_secs(5);
 
 /// The stream number of standard error (RFC 4254 section 5.2).
-const STDERR: u32 = 1;
+pub(super) const STDERR: u32 = 1;
 
 /// Why something was not written. Nothing more can be written to the channel in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -35,18 +35,20 @@ pub enum WriteError {
     Ended,
 }
 
-/// The writing half of either kind of russh channel.
+/// The writing half of either kind of russh channel, or of a socket that is one channel.
 pub(super) enum Half {
     Server(ChannelWriteHalf<server::Msg>),
     Client(ChannelWriteHalf<client::Msg>),
+    Local(LocalHalf),
 }
 
-/// Calls a method that both kinds have.
+/// Calls a method that all kinds have.
 macro_rules! on_half {
     ($half:expr, $method:ident ( $($argument:expr),* )) => {
         match $half {
             Half::Server(half) => half.$method($($argument),*).await,
             Half::Client(half) => half.$method($($argument),*).await,
+            Half::Local(half) => half.$method($($argument),*).await,
         }
     };
 }
