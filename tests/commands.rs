@@ -144,8 +144,11 @@ async fn what_is_no_command_is_answered_with_an_explanation() {
         assert!(answered.err.contains(part), "{line}: {}", answered.err);
         assert_eq!(answered.text(), "", "{line}");
     }
-    let answered = answer(farm.ssh("sam", &["-s"], "sftp"), &[]).await.expect(2);
-    assert!(answered.err.contains("no subsystem ‘sftp’"), "{}", answered.err);
+    for (name, subsystem) in [("sam", "netconf"), ("amber", "sftp")] {
+        let answered = answer(farm.ssh(name, &["-s"], subsystem), &[]).await.expect(2);
+        let text = format!("no subsystem ‘{subsystem}’");
+        assert!(answered.err.contains(&text), "{}", answered.err);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,8 +4,8 @@
 //! What this room owns: the engine's thread ([`engine_thread`]), the logs of attempts ([`logs`]),
 //! the control and bulk sessions of agents ([`control`], [`bulk`]), the intake of submissions
 //! ([`submission`]), how much is received at a time ([`transfers`]), the publishing thread
-//! ([`publishing`]), the one beside it that makes other forms of nars ([`forms`]) and the watch
-//! over the disk ([`pressure`]). What it never does: decide anything about builds (that is `core`),
+//! ([`publishing`]), the one beside it that makes other forms of nars ([`forms`]) the watch
+//! over the disk ([`pressure`]) and the files that people may read ([`sftp`]). What it never does: decide anything about builds (that is `core`),
 //! or speak to people (that is `commands`). It is started by [`start::start`].
 
 mod acl;
@@ -26,6 +26,7 @@ pub mod pressure;
 mod probe;
 pub mod publishing;
 pub mod readers;
+pub mod sftp;
 mod small;
 pub mod start;
 pub mod submission;

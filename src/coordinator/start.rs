@@ -11,6 +11,7 @@ use super::{
     pressure::{self, Activity, Pressure},
     publishing::{self, Outlet},
     readers::Readers,
+    sftp,
     small::Room,
     transfers::{TransferLimits, Transfers},
     truth::Truth,
@@ -277,6 +278,11 @@ impl Started {
             }
             RequestKind::Subsystem(name) if is_agent && name == BULK_SUBSYSTEM => {
                 tokio::spawn(bulk::serve(coordinator, request));
+            }
+            RequestKind::Subsystem(name)
+                if name == sftp::SUBSYSTEM && request.principal.role.includes(Role::Viewer) =>
+            {
+                tokio::spawn(sftp::serve(coordinator.state_dir, request));
             }
             RequestKind::Subsystem(_) | RequestKind::Exec(_) | RequestKind::Shell => {
                 tokio::spawn(run(coordinator, request));

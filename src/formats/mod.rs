@@ -1,5 +1,5 @@
 //! The file formats of stores: nars, export streams, narinfos, signatures, and the search for
-//! references.
+//! references; and the packets in which files are given over SFTP.
 //!
 //! This room is pure over bytes. It knows no files, no sockets, no clock and no randomness: bytes
 //! come in as slices, in any split, and what they mean goes out through sinks and values. Whoever
@@ -9,7 +9,8 @@
 //! never panics, and holds no more memory than it was sent.
 //!
 //! Entry points: [`nar::NarReader`], [`nar::NarWriter`], [`export::ExportReader`],
-//! [`narinfo::NarInfo`], [`references::ReferenceScanner`], [`sample::choose`] and [`signature`].
+//! [`narinfo::NarInfo`], [`references::ReferenceScanner`], [`sample::choose`], [`signature`] and
+//! [`sftp::Decoder`].
 #![warn(
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
@@ -22,5 +23,6 @@ pub mod nar;
 pub mod narinfo;
 pub mod references;
 pub mod sample;
+pub mod sftp;
 pub mod signature;
 mod tokens;
