@@ -453,6 +453,9 @@ async fn sources_are_held_published_and_given_back() {
     let told = &farm.run("vera", &format!("nar {path} --json")).await.expect(0).objects()[0];
     assert_eq!(told["nar_bytes"], nar.len());
     let listed = format!("{path}\n{absent}\n");
+    let many = farm.feed("vera", "nar - --json", listed.as_bytes()).await.expect(0).objects();
+    assert_eq!(many, std::slice::from_ref(told));
+    farm.feed("vera", "nar -", listed.as_bytes()).await.expect(2);
     let missing = farm.feed("sam", "missing - --json", listed.as_bytes()).await.expect(0);
     assert_eq!(missing.objects(), [serde_json::json!({ "path": absent.to_string() })]);
     let told = &farm.run("vera", &format!("outputs --json {path}")).await.expect(0).objects()[0];

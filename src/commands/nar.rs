@@ -1,16 +1,16 @@
-//! `nar`: a store path's content.
+//! `nar`: a store path's content, or what is known of the nars of many.
 
 use super::{
     error::{CommandError, Exit},
     invocation::Invocation,
-    lines,
+    lines::{self, Lines},
     output::Format,
     verb::Act,
 };
 use crate::{
     coordinator::files::open_nar,
     core::{change::NarRecord, id::AttemptId},
-    store::Reader,
+    store::{Reader, StoreError},
 };
 use bytes::Bytes;
 use serde::Serialize;
@@ -25,7 +25,8 @@ const PIECE_BYTES: usize = 128 * 1024;
 /// The arguments.
 #[derive(Debug, clap::Args)]
 pub(super) struct Nar {
-    /// The store path. With --json, what is known of the nar is printed instead of the nar
+    /// The store path. With --json, what is known of the nar is printed instead of the nar; then
+    /// ‘-’ reads store paths from standard input, one per line, and prints those that are held
     path: String,
 
     /// What this attempt made, where it differs from what is held and was kept to be compared
@@ -67,6 +68,13 @@ impl From<NarRecord> for Object {
 
 impl Act for Nar {
     async fn run(self, invocation: &mut Invocation) -> Result<Exit, CommandError> {
+        if self.path == "-" {
+            if self.attempt.is_some() || invocation.output.format() != Format::Json {
+                let text = "‘-’ goes with --json, and without --attempt: nars come one by one";
+                return Err(CommandError::Usage(text.to_owned()));
+            }
+            return tell_many(invocation).await;
+        }
         let path = lines::store_path(&self.path)?;
         let hash = path.hash();
         let attempt = self.attempt;
@@ -111,6 +119,28 @@ impl Act for Nar {
         match reading.await {
             Ok(result) => result.map(|()| Exit::Done).map_err(CommandError::Depot),
             Err(_) => Err(CommandError::TryAgain("reading the nar broke off".to_owned())),
+        }
+    }
+}
+
+/// Says what is known of the nars whose paths are on standard input, of those that are held.
+async fn tell_many(invocation: &mut Invocation) -> Result<Exit, CommandError> {
+    let mut lines = Lines::new(&mut invocation.input);
+    loop {
+        let paths = lines.paths(lines::store_path).await?;
+        if paths.is_empty() {
+            return Ok(Exit::Done);
+        }
+        let read = move |reader: &Reader| {
+            let mut held = Vec::new();
+            for path in paths {
+                held.extend(reader.nar(path.hash())?.filter(|nar| nar.info.path == path));
+            }
+            Ok::<_, StoreError>(held)
+        };
+        for mut record in invocation.coordinator.readers.read(read).await? {
+            record.info = invocation.coordinator.depot.signed(record.info);
+            invocation.output.json(&Object::from(record)).await?;
         }
     }
 }
