@@ -3,6 +3,7 @@
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 use std::{
+    ffi::OsString,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -59,6 +60,13 @@ pub(crate) enum Part {
             value_name = "WORD"
         )]
         words: Vec<String>,
+    },
+    /// Play the program `guix` for a guix-daemon that has this in $GUIX: builds go to the farm, and
+    /// what the farm has comes from there
+    Guix {
+        /// The words of the daemon; those of other verbs are the real guix's.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "WORD")]
+        words: Vec<OsString>,
     },
     /// Run a verb on the coordinator: the same as `ssh $STEADING_COORDINATOR VERB …`
     #[command(external_subcommand)]

@@ -9,6 +9,7 @@ pub mod core;
 pub mod demo;
 pub mod depot;
 pub mod formats;
+pub mod guix_program;
 pub mod logbook;
 pub mod protocol;
 #[cfg(feature = "sim")]

@@ -6,9 +6,10 @@ use anyhow::{Context as _, bail};
 use arguments::{AgentAct, AgentSetup, Arguments, CoordinatorArguments, Part, StdioArguments};
 use clap::Parser as _;
 use std::{
+    ffi::{OsStr, OsString},
     io::{IsTerminal as _, Write as _},
     os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 use steading::{
@@ -17,7 +18,7 @@ use steading::{
     commands::{self, client},
     config::{Config, Presence, Source},
     coordinator::start,
-    demo,
+    demo, guix_program,
     ssh::local,
     telemetry::{self, Clock},
 };
@@ -31,13 +32,19 @@ use tokio_util::sync::CancellationToken;
 const TRY_AGAIN: u8 = 75;
 
 fn main() -> ExitCode {
-    let mut words = std::env::args_os().skip(1);
+    let mut words = std::env::args_os();
+    let called_as = words.next().map(PathBuf::from).unwrap_or_default();
     // Before anything starts a thread: namespaces are entered by processes that have one.
     if words.next().is_some_and(|first| first == sandbox::SUBCOMMAND) {
         return sandbox::enter(words);
     }
-    let arguments = Arguments::parse();
-    match run(arguments.part) {
+    let result = if called_as.file_name() == Some(OsStr::new(guix_program::NAME)) {
+        let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+        guix_program::run(&words).map_err(anyhow::Error::from)
+    } else {
+        run(Arguments::parse().part)
+    };
+    match result {
         Ok(code) => code,
         Err(error) => {
             // One line with all causes: the way to a terminal or the journal.
@@ -62,6 +69,7 @@ fn run(part: Part) -> anyhow::Result<ExitCode> {
         }
         Part::Stdio(arguments) => stdio(arguments),
         Part::Submit { words } => Ok(client::submit(&words)?),
+        Part::Guix { words } => Ok(guix_program::run(&words)?),
         Part::Verb(words) => Ok(client::verb(&words)?),
     }
 }

@@ -33,6 +33,8 @@ pub(crate) const NAR_LIMITS: NarLimits =
     NarLimits { bytes_max: 1 << 30, entries_max: 100_000, depth_max: 100 };
 /// Mounts everything and runs a command there.
 const ENTER: &str = include_str!("enter_guix");
+/// The namespaces of everything inside.
+const NAMESPACES: [&str; 3] = ["--net", "--mount", "--pid"];
 /// The directories of a machine's own, below its temporary directory.
 const OWN: [&str; 7] = [
     "root",
@@ -68,6 +70,18 @@ const PRELUDE: &str = r#"
 (define (say drv) (display (derivation-file-name drv)) (newline) drv)
 "#;
 
+/// How a daemon is started.
+#[derive(Default)]
+pub(crate) struct Setup {
+    /// Variables for the daemon, which its children inherit.
+    pub(crate) environment: Vec<(&'static str, PathBuf)>,
+    /// Whether the daemon and its children reach what listens on this machine.
+    pub(crate) reaches_loopback: bool,
+    /// Who builds; without any, builds run as root.
+    build_users: &'static [&'static str],
+    zstd: Zstd,
+}
+
 /// The running daemon.
 pub(crate) struct PrivateGuix {
     own: TempDir,
@@ -78,21 +92,22 @@ impl PrivateGuix {
     /// Starts a daemon, or says why there can be none here. Its builds run as root: what they leave
     /// behind outside their process groups stays.
     pub(crate) fn start() -> Result<Self, String> {
-        Self::start_as(&[], Zstd::AsItComes)
+        Self::start_as(&Setup::default())
     }
 
     /// Starts a daemon whose programs know no zstd.
     pub(crate) fn start_without_zstd() -> Result<Self, String> {
-        Self::start_as(&[], Zstd::Absent)
+        Self::start_as(&Setup { zstd: Zstd::Absent, ..Setup::default() })
     }
 
     /// Starts a daemon with users of its own for builds, who are in no other process namespace, so
     /// that daemons do not kill each other's processes.
     pub(crate) fn start_with_build_users() -> Result<Self, String> {
-        Self::start_as(&BUILD_USERS, Zstd::AsItComes)
+        Self::start_as(&Setup { build_users: &BUILD_USERS, ..Setup::default() })
     }
 
-    fn start_as(build_users: &[&str], zstd: Zstd) -> Result<Self, String> {
+    /// The same with another setup.
+    pub(crate) fn start_as(setup: &Setup) -> Result<Self, String> {
         let base = base()?;
         // The path of a Unix socket has at most 107 bytes, so the directory must be a short one.
         let own = tempfile::Builder::new().prefix("guix").tempdir_in("/tmp").unwrap();
@@ -100,11 +115,11 @@ impl PrivateGuix {
             fs_err::create_dir_all(own.path().join(place)).unwrap();
         }
         let mut options = vec!["--disable-chroot".to_owned(), "--substitute-urls=".to_owned()];
-        if !build_users.is_empty() {
-            write_users(base, own.path(), build_users);
+        if !setup.build_users.is_empty() {
+            write_users(base, own.path(), setup.build_users);
             options.push(format!("--build-users-group={BUILD_GROUP}"));
         }
-        match zstd {
+        match setup.zstd {
             Zstd::Absent => write_absent(own.path()),
             Zstd::AsItComes => {}
         }
@@ -115,7 +130,9 @@ impl PrivateGuix {
         }
         let log = fs_err::File::create(own.path().join("var/log/guix/daemon.log")).unwrap();
         // Its builds are confined by the namespaces that the daemon itself is in.
-        let daemon = enter(own.path(), "guix-daemon")
+        let namespaces = if setup.reaches_loopback { &NAMESPACES[1..] } else { &NAMESPACES };
+        let daemon = enter_with(namespaces, own.path(), "guix-daemon")
+            .envs(setup.environment.iter().cloned())
             .args(options)
             .stdout(Stdio::null())
             .stderr(log.into_parts().0)
@@ -237,8 +254,9 @@ impl Drop for PrivateGuix {
 }
 
 /// Whether a machine has Guile's module for zstd, as far as the common root has it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 enum Zstd {
+    #[default]
     AsItComes,
     Absent,
 }
@@ -301,6 +319,24 @@ impl ExportSink for Entries {
     }
 }
 
+/// Writes a program to `file` that runs another in a root with an empty store, which is in a new
+/// directory `own`; processes, network and `/tmp` are those of this machine.
+pub(crate) fn write_entrance(file: &Path, own: &Path, program: &Path) {
+    for place in OWN {
+        fs_err::create_dir_all(own.join(place)).unwrap();
+    }
+    let quoted = |text: &str| shell_words::quote(text).into_owned();
+    let shown = |path: &Path| quoted(path.to_str().unwrap());
+    let (base, own, program) = (shown(base().unwrap()), shown(own), shown(program));
+    let enter = quoted(ENTER);
+    let text = format!(
+        "#!/bin/sh\nexec unshare --mount -- sh -c {enter} enter {base} {own} {program} \"$@\"\n"
+    );
+    fs_err::write(file, text).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs_err::set_permissions(file, mode).unwrap();
+}
+
 /// Returns the root directory with Guix, made when it is not there; or why it cannot be.
 fn base() -> Result<&'static Path, String> {
     static BASE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
@@ -319,9 +355,14 @@ fn base() -> Result<&'static Path, String> {
 
 /// Returns a command that runs `program` in the private Guix that has `own` as its directory.
 fn enter(own: &Path, program: impl AsRef<OsStr>) -> Command {
+    enter_with(&NAMESPACES, own, program)
+}
+
+fn enter_with(namespaces: &[&str], own: &Path, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("unshare");
     command
-        .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
+        .args(namespaces)
+        .args(["--fork", "--kill-child", "--mount-proc", "--"])
         .args(["sh", "-c", ENTER, "enter"])
         .arg(base().unwrap())
         .arg(own)

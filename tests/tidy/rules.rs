@@ -62,7 +62,7 @@ const LOW: &[&str] = &["core", "formats", "protocol", "telemetry"];
 /// Every room with the rooms beside itself that it may mention, all of them further up in this
 /// table, so that there is no way around in a circle. `arguments` belongs to the binary, which sees
 /// rooms from outside.
-pub(crate) const ROOMS: [(&str, &[&str]); 17] = [
+pub(crate) const ROOMS: [(&str, &[&str]); 18] = [
     ("core", &[]),
     ("formats", &["core"]),
     ("protocol", &["core"]),
@@ -110,6 +110,7 @@ pub(crate) const ROOMS: [(&str, &[&str]); 17] = [
             "coordinator",
         ],
     ),
+    ("guix_program", &["core", "formats", "telemetry", "builders"]),
     (
         "demo",
         &[
