@@ -6,6 +6,7 @@
 #[expect(dead_code, reason = "another test uses the rest")]
 mod farm;
 #[path = "common/private_guix.rs"]
+#[expect(dead_code, reason = "another test uses the rest")]
 mod private_guix;
 #[path = "common/wait.rs"]
 mod wait;

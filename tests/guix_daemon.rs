@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "all of it is a test; a failure names its place")]
 
 #[path = "common/private_guix.rs"]
+#[expect(dead_code, reason = "another test uses the rest")]
 mod private_guix;
 #[path = "common/wait.rs"]
 mod wait;

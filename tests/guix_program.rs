@@ -75,7 +75,11 @@ impl Scene {
             ("GUIX", dir.join("steading-guix")),
             ("STEADING_GUIX_CONFIG", dir.join("guix.toml")),
         ];
-        let guix = PrivateGuix::start_as(&Setup { environment, reaches_loopback: true })?;
+        let guix = PrivateGuix::start_as(&Setup {
+            environment,
+            reaches_loopback: true,
+            ..Setup::default()
+        })?;
         guix.authorize(&[farm.run_file("signing-guix.pub")]);
         Ok(Self { guix, farm })
     }

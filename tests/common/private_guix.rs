@@ -78,8 +78,9 @@ pub(crate) struct Setup {
     /// Whether the daemon and its children reach what listens on this machine.
     pub(crate) reaches_loopback: bool,
     /// Who builds; without any, builds run as root.
-    build_users: &'static [&'static str],
-    zstd: Zstd,
+    pub(crate) build_users: &'static [&'static str],
+    /// Whether its programs know zstd.
+    pub(crate) zstd: Zstd,
 }
 
 /// The running daemon.
@@ -255,7 +256,7 @@ impl Drop for PrivateGuix {
 
 /// Whether a machine has Guile's module for zstd, as far as the common root has it.
 #[derive(Clone, Copy, Default)]
-enum Zstd {
+pub(crate) enum Zstd {
     #[default]
     AsItComes,
     Absent,
