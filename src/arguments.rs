@@ -49,6 +49,12 @@ pub(crate) enum Part {
         #[arg(long, value_name = "DIR")]
         keep: Option<PathBuf>,
     },
+    /// Write manual pages and completions into a folder; packages are made with this
+    #[command(hide = true)]
+    Manual {
+        /// The folder; `man1`, `bash`, `zsh` and `fish` are made in it.
+        folder: PathBuf,
+    },
     /// Pack the closure of local derivations and submit it: [--to DEST] DRV… [OPTION…]
     Submit {
         /// Derivations, and options of the verb `submit`; `--to DEST` says how ssh reaches the

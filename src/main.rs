@@ -4,7 +4,7 @@ mod arguments;
 
 use anyhow::{Context as _, bail};
 use arguments::{AgentAct, AgentSetup, Arguments, CoordinatorArguments, Part, StdioArguments};
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use std::{
     ffi::{OsStr, OsString},
     io::{IsTerminal as _, Write as _},
@@ -68,6 +68,7 @@ fn run(part: Part) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Part::Stdio(arguments) => stdio(arguments),
+        Part::Manual { folder } => manual(&folder),
         Part::Submit { words } => Ok(client::submit(&words)?),
         Part::Guix { words } => Ok(guix_program::run(&words)?),
         Part::Verb(words) => Ok(client::verb(&words)?),
@@ -157,6 +158,18 @@ fn run_agent(setup: &AgentSetup) -> anyhow::Result<ExitCode> {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Writes what packages install beside the program.
+fn manual(folder: &Path) -> anyhow::Result<ExitCode> {
+    for page in commands::manual::pages(Arguments::command()) {
+        let path = folder.join(page.path);
+        if let Some(parent) = path.parent() {
+            fs_err::create_dir_all(parent)?;
+        }
+        fs_err::write(path, page.text)?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Passes on what a client asked of this host's own sshd.

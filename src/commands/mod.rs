@@ -7,7 +7,8 @@
 //!
 //! The one entry point is [`run`], called by the coordinator for every request. The verbs are in
 //! [`verb`]'s table; a new one is a file with its arguments and one line there. What scripts may
-//! rely on (exit statuses, JSON fields) is written down in `README.md` beside this file.
+//! rely on (exit statuses, JSON fields) is written down in `README.md` beside this file; manual pages
+//! and completions are made of the same definitions ([`manual`]).
 
 mod advice;
 mod agents;
@@ -22,6 +23,7 @@ mod help;
 mod invocation;
 mod lines;
 mod log;
+pub mod manual;
 mod missing;
 mod nar;
 mod nearest;

@@ -263,7 +263,8 @@ pub(super) fn usage(name: &str, columns: Option<u32>) -> Result<String, CommandE
     }
 }
 
-fn commands(columns: Option<u32>) -> Command {
+/// Returns the definitions of all verbs, for a terminal of that width.
+pub(super) fn commands(columns: Option<u32>) -> Command {
     let columns = columns.and_then(|columns| usize::try_from(columns).ok()).filter(|&n| n > 0);
     let json = Arg::new("json")
         .long("json")
