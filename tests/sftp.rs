@@ -130,7 +130,8 @@ async fn a_reader_that_is_stuck_or_mad_costs_only_itself() {
         identity: farm.key("vera"),
         user: "vera".to_owned(),
     };
-    let connection = ssh::connect(&config, &CancellationToken::new()).await.unwrap();
+    let cancel = CancellationToken::new();
+    let connection = ssh::connect(&config, &cancel).await.unwrap();
     // One that opens a large file, asks for all of it many times over, and reads nothing.
     let (_stuck, writer) = connection.subsystem("sftp").await.unwrap();
     let path = b"/public/nix-store/nar/large.nar";
@@ -141,9 +142,10 @@ async fn a_reader_that_is_stuck_or_mad_costs_only_itself() {
         packets.extend(packet(5, &read));
     }
     writer.write(packets.into()).await.unwrap();
-    // And three that are no clients at all.
+    // And three that are no clients at all, on a connection that somebody reads.
+    let other = ssh::connect(&config, &cancel).await.unwrap();
     for bytes in [vec![0xff; 64], packet(5, &[&[0; 4]]), packet(1, &[&[0, 0, 0, 3]]).repeat(2)] {
-        let (mut mad, writer) = connection.subsystem("sftp").await.unwrap();
+        let (mut mad, writer) = other.subsystem("sftp").await.unwrap();
         writer.write(bytes.into()).await.unwrap();
         loop {
             match mad.next().await {
