@@ -67,7 +67,8 @@ fn a_full_disk_pauses_everything_and_loses_nothing() {
         acknowledged.extend(ids(&output));
     } else {
         let words = output.stderr.escape_ascii().to_string();
-        assert!(output.status.code() == Some(255) || words.contains("room"), "{words}");
+        let later = matches!(output.status.code(), Some(75 | 255));
+        assert!(later || words.contains("room"), "{}: {words}", output.status);
     }
 
     disk.make_room();

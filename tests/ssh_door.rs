@@ -17,8 +17,8 @@ use std::{
 use steading::{
     ssh::{
         ChannelReader, ClientConfig, ConnectError, Connection, Counters, DoorConfig, DoorError,
-        DoorLimits, Incoming, KeyPair, Monitor, Request, RequestKind, Role, WriteError, connect,
-        host_key, open,
+        DoorLimits, GuardedWriter, Incoming, KeyPair, Monitor, OpenError, Request, RequestKind,
+        Role, WriteError, connect, host_key, open,
     },
     telemetry::Clock,
 };
@@ -592,7 +592,7 @@ async fn our_client_uploads_and_downloads_every_bit() {
 
     let hash = hex(&Sha256::digest(&sent));
     for (command, given) in [("hash", Bytes::from(hash.clone())), ("duplex", sent.clone())] {
-        let (input, output) = connection.exec(command).await.unwrap();
+        let (input, output) = opened(&connection, command).await;
         let sending = tokio::spawn({
             let sent = sent.clone();
             async move {
@@ -606,6 +606,20 @@ async fn our_client_uploads_and_downloads_every_bit() {
         assert!(received == given, "{command}: {} of {} bytes", received.len(), given.len());
         assert!(command == "hash" || errors == hash.as_bytes());
     }
+}
+
+/// Runs a command, however long the answer takes behind all that was sent before.
+async fn opened(connection: &Connection, command: &str) -> (ChannelReader, GuardedWriter) {
+    let opening = async {
+        loop {
+            match connection.exec(command).await {
+                Ok(channel) => return channel,
+                Err(OpenError::TimedOut) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    within("the command is taken", LIMIT, opening).await
 }
 
 /// Reads a command's output and errors to their end.
