@@ -207,15 +207,15 @@ impl World {
     }
 }
 
-/// Calls `build` with ever longer limits until what it returns shows that the builder had its turn
+/// Calls `attempt` with ever longer limits until what it returns shows that the builder had its turn
 /// before the limit was over: one second is plenty, unless the machine is busy.
 fn with_limits(
-    mut build: impl FnMut(Duration) -> Built,
+    mut attempt: impl FnMut(Duration) -> Built,
     had_its_turn: impl Fn(&Built) -> bool,
 ) -> Built {
     let mut limit = Duration::from_secs(1);
     loop {
-        let built = build(limit);
+        let built = attempt(limit);
         if had_its_turn(&built) || limit >= LIMIT_MAX {
             return built;
         }
