@@ -358,6 +358,8 @@ async fn a_build_gets_its_inputs_and_delivers_its_output() {
     let compressed = zstd::encode_all(&input_nar[..], 3).unwrap();
     let file_bytes = compressed.len() as u64;
     let (compression, file_hash) = ("zstd".to_owned(), None);
+    // Something may take long on the other side.
+    bulk.send(&BulkToAgent::Wait {}).await;
     bulk.send(&BulkToAgent::Nar { info: input, compression, file_bytes, file_hash }).await;
     for piece in compressed.chunks(7) {
         bulk.send(&BulkToAgent::Data { bytes: Bytes::copy_from_slice(piece) }).await;

@@ -338,3 +338,41 @@ fn the_doctor_tells_how_a_guix_machine_is_made_to_believe_the_farm() {
     assert_eq!(find(&findings, "daemon")["grade"], "fail", "{findings:?}");
     assert_eq!(status, Some(1));
 }
+
+/// How many trivial builds are measured, unless `STEADING_GUIX_TRIVIAL` says so.
+const TRIVIAL: u32 = 5;
+
+/// Nothing is asserted of times: one pair on a busy machine proves nothing.
+#[test]
+fn trivial_builds_are_measured_beside_a_guix_daemon_alone() {
+    let (home, amber, alone) = (guix_or_skip!(), guix_or_skip!(), guix_or_skip!());
+    make_key(&home);
+    let count = std::env::var("STEADING_GUIX_TRIVIAL").map_or(TRIVIAL, |n| n.parse().unwrap());
+    let program = format!(
+        "(for-each (lambda (n) (say (make (format #f \"trivial-~a\" n) \"echo $out > $out\")))
+                   (iota {count}))"
+    );
+    let (drvs, same) = (home.derivations(&program), alone.derivations(&program));
+    assert_eq!(drvs, same);
+    let words: Vec<String> = drvs.iter().map(ToString::to_string).collect();
+    let clock = Clock::start();
+    let built = alone.command("guix").args(["build", "-M", "1"]).args(&words).output().unwrap();
+    assert!(built.status.success(), "{}", text(&built));
+    let alone_ms = clock.now().mono.as_ms();
+
+    let mut farm = Farm::start();
+    believe(&amber, &farm);
+    farm.write_settings("amber", "gentle-start = 0\n");
+    farm.start_guix_agent_with("amber", &amber.socket(), 1);
+    farm.until_connected(1);
+    let clock = Clock::start();
+    let ids = submit(&farm, &home, &drvs);
+    let submitted_ms = clock.now().mono.as_ms();
+    let waited = farm.run(&format!("wait {}", ids.join(" ")));
+    assert!(waited.status.success(), "{}", text(&waited));
+    println!(
+        "measured: {count} trivial builds, one at a time: {alone_ms} ms by guix-daemon alone, \
+         {submitted_ms} ms to submit, {} ms in all with the farm",
+        clock.now().mono.as_ms()
+    );
+}

@@ -9,7 +9,7 @@ mod closure;
 mod until;
 
 use bytes::Bytes;
-use closure::{Drv, drv, export, file_nar};
+use closure::{Drv, drv, drv_in, export, file_nar, stream};
 use std::{collections::BTreeMap, num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 use steading::{
     commands,
@@ -21,17 +21,19 @@ use steading::{
         submission,
     },
     core::{
+        content::source_path,
         hash::Sha256,
         id::{AttemptId, InstanceId},
         outcome::Outcome,
         path_info::PathInfo,
         store_path::{StoreDir, StorePath},
     },
+    formats::{export::entry_facts, signature::guix::GuixPublicKey},
     protocol::{
         BULK_SUBSYSTEM, CONTROL_SUBSYSTEM,
         bulk::{
             BulkFromAgent, BulkToAgent, CHUNK_BYTES_MAX, OFFERS_AHEAD_MAX, OfferedOutput,
-            OutputPlan, RefusalCode, SIGN_INTERVAL, STALL_MAX,
+            OutputPlan, PATHS_PER_PAGE, RefusalCode, SIGN_INTERVAL, STALL_MAX,
         },
         frame::{self, Decoder},
         handshake::{Capabilities, Hello, PROTOCOL_MAX},
@@ -93,15 +95,19 @@ impl World {
     /// Submits so many derivations that need nothing.
     async fn submit(&self, count: usize) -> Vec<Drv> {
         let drvs: Vec<Drv> = (0..count).map(|n| drv(&format!("d{n}"), "", &[], &[])).collect();
-        let (pieces, done) = submission::receive(&self.coordinator, submission::Trust::None);
-        let stream = Bytes::from(export(&drvs.iter().collect::<Vec<_>>()));
-        pieces.send(submission::Piece::Bytes(stream)).await.unwrap();
-        pieces.send(submission::Piece::End).await.unwrap();
-        done.await.unwrap().unwrap();
+        self.take(export(&drvs.iter().collect::<Vec<_>>())).await;
         let roots = drvs.iter().map(|drv| drv.path.clone()).collect();
         let request = SubmitRequest::new("tester".parse().unwrap(), roots);
         self.coordinator.engine.submit(request).await.unwrap();
         drvs
+    }
+
+    /// Takes an export stream, of which nothing is asked to be built.
+    async fn take(&self, stream: Vec<u8>) {
+        let (pieces, done) = submission::receive(&self.coordinator, submission::Trust::None);
+        pieces.send(submission::Piece::Bytes(stream.into())).await.unwrap();
+        pieces.send(submission::Piece::End).await.unwrap();
+        done.await.unwrap().unwrap();
     }
 
     async fn connect(&self, name: &str) -> Connection {
@@ -279,6 +285,18 @@ impl Bulk {
             match self.next().await {
                 Some(BulkToAgent::Taken { .. }) => {}
                 other => return assert_eq!(other, Some(committed(attempt))),
+            }
+        }
+    }
+
+    /// Returns the text that is told next.
+    async fn text(&mut self) -> Vec<u8> {
+        let mut text = Vec::new();
+        loop {
+            match self.next().await {
+                Some(BulkToAgent::Derivation { bytes }) => text.extend_from_slice(&bytes),
+                Some(BulkToAgent::End {}) => return text,
+                other => panic!("{other:?}"),
             }
         }
     }
@@ -544,6 +562,62 @@ async fn an_upload_that_was_cut_goes_on_at_the_byte() {
         }
         assert!(received == output.file[from..]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_below_is_told_and_its_exports_are_signed() {
+    let world = World::new(&Config::default()).await;
+    let guix = StoreDir::guix();
+    let nar = file_nar(b"leaf");
+    let source = |name, hash: &Sha256| source_path(&guix, name, hash, &[], false).unwrap();
+    let leaf = source("leaf", &Sha256::of(&nar));
+    let absent = source("absent", &Sha256::of(b""));
+    // A text of more than one message.
+    let script = "x".repeat(CHUNK_BYTES_MAX);
+    let below = drv_in(&guix, "below", &script, &[], &[&leaf]);
+    let above = drv_in(&guix, "above", "", &[&below], &[]);
+    let nar_of = |drv: &Drv| file_nar(&drv.text);
+    let entries =
+        [(&leaf, nar.clone()), (&below.path, nar_of(&below)), (&above.path, nar_of(&above))];
+    world.take(stream(entries)).await;
+
+    let mut bulk = world.bulk("amber").await;
+    let paths = vec![above.path.clone(), below.path.clone()];
+    bulk.say(&BulkFromAgent::Texts { paths }).await;
+    assert_eq!(bulk.text().await, above.text);
+    assert_eq!(bulk.text().await, below.text);
+    let unknown = drv_in(&guix, "unknown", "", &[], &[]);
+    let paths = vec![above.path.clone(), unknown.path, below.path.clone()];
+    bulk.say(&BulkFromAgent::Texts { paths }).await;
+    assert_eq!(bulk.text().await, above.text);
+    let (code, reason) = bulk.refusal().await;
+    assert!(code == RefusalCode::NotHeld && reason.contains("unknown"), "{reason}");
+
+    bulk.say(&BulkFromAgent::About { paths: vec![leaf.clone(), absent.clone()] }).await;
+    let (mut known, mut lacking) = (Vec::new(), Vec::new());
+    while let Some(BulkToAgent::Inputs { held, not_held }) = bulk.next().await {
+        known.extend(held.into_iter().map(|info| info.path));
+        lacking.extend(not_held);
+    }
+    assert_eq!((known, lacking), (vec![leaf.clone()], vec![absent]));
+
+    let key = fs_err::read_to_string(world.dir.path().join("state/run/signing-guix.pub")).unwrap();
+    let key = GuixPublicKey::parse(&key).unwrap();
+    for export in [true, false] {
+        let path = leaf.clone();
+        bulk.say(&BulkFromAgent::Fetch { path, offset: 0, file_hash: None, export }).await;
+        let Some(BulkToAgent::Nar { info, .. }) = bulk.next().await else { panic!("no nar") };
+        while let Some(BulkToAgent::Data { .. }) = bulk.next().await {}
+        let facts = entry_facts(&info.path, &info.references, info.deriver.as_ref());
+        let entry = Sha256::of(&[nar.clone(), facts].concat());
+        let is_signed = |signature: &String| key.verify(&entry, signature.as_bytes());
+        assert_eq!(info.signatures.last().is_some_and(is_signed), export);
+        assert_eq!(info.signatures.len(), 1 + usize::from(export));
+    }
+
+    let paths = vec![above.path; PATHS_PER_PAGE + 1];
+    bulk.say(&BulkFromAgent::Texts { paths }).await;
+    assert_eq!(bulk.next().await, None);
 }
 
 /// Waits until the only upload in a directory has this length.

@@ -79,14 +79,13 @@ pub(super) fn direct(text: &[u8]) -> Result<Vec<StorePath>, Obstacle> {
     Ok(references.filter(StorePath::is_derivation).collect())
 }
 
-/// Fetches what the store lacks of these derivations and of all below them. What the sources among
-/// it are is added to `inputs`. What the store has is rooted.
+/// Fetches what the store lacks of these derivations and of all below them, and returns it with what
+/// is known of the sources that are lacking, too. What the store has is rooted.
 pub(super) async fn gather(
     equipment: &Equipment,
     mut builder: Box<dyn Builder>,
     derivations: &[StorePath],
-    inputs: &mut Inputs,
-) -> Result<(Box<dyn Builder>, Below), Obstacle> {
+) -> Result<(Box<dyn Builder>, Below, Inputs), Obstacle> {
     let mut lacking: BTreeMap<StorePath, Lacking> = BTreeMap::new();
     let mut looked_at: BTreeSet<StorePath> = derivations.iter().cloned().collect();
     let mut level = derivations.to_vec();
@@ -110,17 +109,15 @@ pub(super) async fn gather(
         }
         level = next;
     }
-    // A derivation can be a source, too; it comes like the others then.
-    inputs.not_held.retain(|path| !lacking.contains_key(path));
-    let known: BTreeSet<&StorePath> = inputs.paths().collect();
     let sources: BTreeSet<&StorePath> = lacking.values().flat_map(Lacking::sources).collect();
-    let unknown: Vec<StorePath> = sources.difference(&known).copied().cloned().collect();
+    let sources = sources.into_iter().cloned().collect();
     let absent;
-    (builder, absent) = absent_of(builder, unknown).await?;
+    (builder, absent) = absent_of(builder, sources).await?;
+    let mut inputs = Inputs::default();
     for page in absent.chunks(PATHS_PER_PAGE) {
-        ask_about(equipment, page, inputs).await?;
+        ask_about(equipment, page, &mut inputs).await?;
     }
-    Ok((builder, Below(inputs_first(lacking))))
+    Ok((builder, Below(inputs_first(lacking)), inputs))
 }
 
 impl Below {
@@ -206,7 +203,7 @@ async fn ask_about(
     loop {
         match exchange.receive().await? {
             BulkToAgent::Inputs { mut held, mut not_held } => {
-                // Pages and earlier answers may have references in common.
+                // Answers may have references in common.
                 held.retain(|info| !known.contains(&info.path));
                 not_held.retain(|path| !known.contains(path));
                 inputs.extend(held, not_held)?;

@@ -154,21 +154,45 @@ async fn try_prepare(equipment: &Equipment, allocation: &Allocation) -> Result<R
     let asked = ask(&mut exchange, allocation).await?;
     exchange.finish();
     let Asked { derivation, mut inputs } = asked;
-    let mut input_paths: Vec<StorePath> = inputs.paths().cloned().collect();
-
     let kind = equipment.config.builder.clone();
     let opened = on_thread(move || builders::open(kind)).await?;
     let mut builder = opened.map_err(|error| Obstacle::Setup(error.setup_failure()))?;
-    let mut below = below::Below::default();
-    if builder.builds_by_path() {
+    let by_path = builder.builds_by_path();
+    if by_path {
+        // A derivation that is used like a source comes with the others.
+        inputs.not_held.retain(|path| !path.is_derivation());
+    }
+    let mut input_paths: Vec<StorePath> = inputs.paths().cloned().collect();
+    builder = make_valid(equipment, builder, inputs).await?;
+    if by_path {
         let direct = below::direct(&derivation)?;
-        (builder, below) = below::gather(equipment, builder, &direct, &mut inputs).await?;
+        let (below, sources);
+        (builder, below, sources) = below::gather(equipment, builder, &direct).await?;
+        builder = make_valid(equipment, builder, sources).await?;
+        builder = below.import(builder).await?;
         // What they refer to stays with them.
         input_paths.extend(direct);
     }
+    let order = spool::Order {
+        allocation: allocation.clone(),
+        builder: equipment.config.builder.clone(),
+        input_paths,
+        cores: equipment.config.cores,
+    };
+    Ok(Ready { order, derivation, roots: builder })
+}
+
+/// Makes paths valid: what the coordinator does not hold by substitution, everything else from it.
+async fn make_valid(
+    equipment: &Equipment,
+    mut builder: Box<dyn Builder>,
+    inputs: Inputs,
+) -> Result<Box<dyn Builder>, Obstacle> {
+    let paths: Vec<StorePath> = inputs.paths().cloned().collect();
+    if paths.is_empty() {
+        return Ok(builder);
+    }
     let Inputs { held, not_held } = inputs;
-    let paths: Vec<StorePath> =
-        held.iter().map(|info| &info.path).chain(&not_held).cloned().collect();
     let substituters = equipment.config.substituters.clone();
     let look = move || look(builder, &substituters, &paths, not_held);
     let valid;
@@ -182,14 +206,7 @@ async fn try_prepare(equipment: &Equipment, allocation: &Allocation) -> Result<R
     for info in missing {
         builder = obtain(equipment, builder, info).await?;
     }
-    builder = below.import(builder).await?;
-    let order = spool::Order {
-        allocation: allocation.clone(),
-        builder: equipment.config.builder.clone(),
-        input_paths,
-        cores: equipment.config.cores,
-    };
-    Ok(Ready { order, derivation, roots: builder })
+    Ok(builder)
 }
 
 /// Asks for the derivation and what is known of its inputs.

@@ -116,8 +116,14 @@ impl Farm {
 
     /// Starts an agent with two slots on a Guix daemon.
     pub(crate) fn start_guix_agent(&mut self, name: &str, socket: &Path) {
+        self.start_guix_agent_with(name, socket, 2);
+    }
+
+    /// Starts an agent on a Guix daemon.
+    pub(crate) fn start_guix_agent_with(&mut self, name: &str, socket: &Path, slots: u32) {
         let mut arguments = self.agent_arguments(&["agent"], name, self.port);
-        arguments.extend(["--builder", "guix", "--max-parallel-builds", "2"].map(OsString::from));
+        arguments.extend(["--builder", "guix", "--max-parallel-builds"].map(OsString::from));
+        arguments.push(slots.to_string().into());
         let socket = vec![("GUIX_DAEMON_SOCKET", socket.into())];
         self.start_agent(name, STEADING.into(), arguments, socket);
     }

@@ -114,7 +114,7 @@ fn wrong_values_are_refused_with_what_is_expected() {
         ("max-parallel-uploads = 4", "1 to 3"),
         ("max-1min-load-average = 0.0", "above 0"),
         ("max-1min-load-average = nan", "above 0"),
-        ("builder = 'guix'", "builder"),
+        ("builder = 'docker'", "builder"),
     ] {
         let error = parse(text).unwrap_err();
         assert!(error.contains(expected), "{text}: {error}");
