@@ -183,10 +183,11 @@ fn a_collection_takes_nothing_from_a_build_that_runs_or_is_being_packed() {
 #[test]
 fn a_collection_frees_about_what_was_asked_for() {
     let guix = guix_or_skip!();
+    // Of files that are alike the daemon keeps one, which is free only with the last.
     let outputs = built(
         &guix,
         r#"(for-each (lambda (name)
-             (say (make name "busybox dd if=/dev/zero of=$out bs=1048576 count=2")))
+             (say (make name "busybox dd if=/dev/urandom of=$out bs=1048576 count=2")))
            '("one" "two" "three" "four" "five"))"#,
     );
     let mut collector = connect(&guix);
@@ -370,4 +371,33 @@ fn without_a_daemon_an_attempt_says_so() {
         let attempts = shown["attempts"].as_array().unwrap();
         attempts.iter().any(|attempt| attempt["end"] == "daemon-unreachable")
     });
+}
+
+#[test]
+fn an_input_that_a_machine_does_not_believe_is_a_setup_failure_that_says_what_to_do() {
+    let (amber, birch) = (guix_or_skip!(), guix_or_skip!());
+    let mut farm = Farm::start();
+    farm.start_guix_agent("amber", &amber.socket());
+    let program = r#"
+(define below (make "below" "echo $out > $out"))
+(say (make "above" "busybox cat $below > $out" #:inputs (list (list below))
+           #:env `(("below" . ,(derivation->output-path below)))))"#;
+    // The machine that built the input has it and needs nobody's word for it.
+    let id = submit(&farm, &amber, program);
+    assert!(farm.run(&format!("wait {id}")).status.success());
+    farm.stop_agent("amber");
+    farm.start_guix_agent("birch", &birch.socket());
+    let again = program.replace(r#""above""#, r#""again""#);
+    let id = submit(&farm, &amber, &again);
+    wait::until("the attempt ended", || {
+        let shown = &farm.objects(&format!("show {id}"))[0];
+        let attempts = shown["attempts"].as_array().unwrap();
+        attempts.iter().any(|attempt| {
+            attempt["end"] == "setup-refused" && attempt.to_string().contains("agent doctor")
+        })
+    });
+    // As soon as it believes the farm, it builds.
+    birch.authorize(&[farm.run_file("signing-guix.pub")]);
+    let waited = farm.run(&format!("wait {id}"));
+    assert!(waited.status.success(), "{}", waited.stdout.escape_ascii());
 }

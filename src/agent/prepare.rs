@@ -9,7 +9,7 @@ use super::{
     pack, spool,
 };
 use crate::{
-    builders::{self, Builder, BuilderError, BuilderKind, Substituters},
+    builders::{self, Builder, BuilderError, BuilderKind, Substituters, guix},
     core::{
         compression::Compression, hash::Sha256, outcome::SetupFailure, path_info::PathInfo,
         store_path::StorePath,
@@ -311,7 +311,8 @@ async fn fetch(equipment: &Equipment, info: &PathInfo) -> Result<(PathInfo, Comp
             path: info.path.clone(),
             offset: begun.as_ref().map_or(0, Download::bytes),
             file_hash: begun.as_ref().and_then(Download::file_hash),
-            export: matches!(equipment.config.builder, BuilderKind::Guix { .. }),
+            export: matches!(equipment.config.builder, BuilderKind::Guix { .. })
+                && guix::needs_signature(info),
         })
         .await?;
     let Announced { told, file_hash, file_bytes } = announced(&mut exchange, info).await?;

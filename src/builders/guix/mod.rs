@@ -12,7 +12,7 @@ mod result;
 mod take;
 mod trace;
 
-pub use take::SIGNATURE_BEGIN;
+pub use take::{SIGNATURE_BEGIN, needs_signature};
 
 use super::{
     BuildOrder, Builder, BuilderError, Substituters,

@@ -24,22 +24,56 @@ const TEXT_BYTES_MAX: u64 = 64 << 20;
 /// What the signature of an export begins with, which those of narinfos do not.
 pub const SIGNATURE_BEGIN: &str = "(signature";
 
+/// The ways into the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// As a text, such as a derivation.
+    Text,
+    /// As a source or fixed output.
+    Content(Method),
+    /// As an export that somebody signed.
+    Export,
+}
+
+/// Returns the way that the kind of a path allows.
+fn way(info: &PathInfo) -> Way {
+    let address = info.content_address.as_deref().unwrap_or_default();
+    let refers = !info.references.is_empty();
+    if info.path.is_derivation() || address.starts_with("text:") {
+        Way::Text
+    } else if address.starts_with("fixed:r:sha256:") && !refers {
+        Way::Content(Method::Nar)
+    } else if address.starts_with("fixed:sha256:") && !refers {
+        Way::Content(Method::Flat)
+    } else {
+        Way::Export
+    }
+}
+
+/// Tells whether a daemon takes a path in only with a signature over its export.
+#[must_use]
+pub fn needs_signature(info: &PathInfo) -> bool {
+    way(info) == Way::Export
+}
+
 /// Takes a path in, in the way that its kind allows.
 pub(super) fn take(
     connection: &mut Connection,
     info: &PathInfo,
     nar: &mut dyn Read,
 ) -> Result<(), BuilderError> {
-    let address = info.content_address.as_deref().unwrap_or_default();
-    if info.path.is_derivation() || address.starts_with("text:") {
-        let text = read_text(info, nar)?;
-        add_text(connection, &info.path, &text, &info.references)
-    } else if address.starts_with("fixed:r:sha256:") && info.references.is_empty() {
-        add_content(connection, Method::Nar, info, nar)
-    } else if address.starts_with("fixed:sha256:") && info.references.is_empty() {
-        add_content(connection, Method::Flat, info, nar)
-    } else {
-        import(connection, info, nar)
+    match way(info) {
+        Way::Text => {
+            let text = read_text(info, nar)?;
+            add_text(connection, &info.path, &text, &info.references)
+        }
+        Way::Content(method) => add_content(connection, method, info, nar),
+        Way::Export => import(connection, info, nar).map_err(|error| match error {
+            BuilderError::Daemon(text) => BuilderError::Daemon(format!(
+                "{text} (‘steading agent doctor’ tells whether it believes the coordinator)"
+            )),
+            error => error,
+        }),
     }
 }
 
@@ -59,7 +93,7 @@ pub(super) fn add_text(
 }
 
 /// What the hash is over that a path follows from.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Method {
     /// The nar.
     Nar,
