@@ -339,6 +339,22 @@ fn the_doctor_tells_how_a_guix_machine_is_made_to_believe_the_farm() {
     assert_eq!(status, Some(1));
 }
 
+#[test]
+fn a_guix_daemon_is_found_where_there_is_no_nix_daemon() {
+    let amber = guix_or_skip!();
+    let mut farm = Farm::start();
+    farm.start_any_agent("amber", Path::new("/nonexistent"), &amber.socket());
+    farm.start_any_agent("birch", Path::new("/nonexistent"), Path::new("/nonexistent"));
+    farm.until_connected(2);
+    let dialects: BTreeMap<String, String> = farm
+        .objects("agents")
+        .iter()
+        .map(|agent| (agent["agent"].to_string(), agent["dialect"].to_string()))
+        .collect();
+    let dialects: Vec<&str> = dialects.values().map(String::as_str).collect();
+    assert_eq!(dialects, ["\"guix\"", "\"direct\""]);
+}
+
 /// How many trivial builds are measured, unless `STEADING_GUIX_TRIVIAL` says so.
 const TRIVIAL: u32 = 5;
 

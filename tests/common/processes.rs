@@ -128,6 +128,15 @@ impl Farm {
         self.start_agent(name, STEADING.into(), arguments, socket);
     }
 
+    /// Starts an agent that finds out by itself what builds: by these sockets of a Nix daemon and a
+    /// Guix daemon.
+    pub(crate) fn start_any_agent(&mut self, name: &str, nix: &Path, guix: &Path) {
+        let arguments = self.agent_arguments(&["agent"], name, self.port);
+        let sockets =
+            vec![("NIX_DAEMON_SOCKET_PATH", nix.into()), ("GUIX_DAEMON_SOCKET", guix.into())];
+        self.start_agent(name, STEADING.into(), arguments, sockets);
+    }
+
     /// Starts an agent that has no daemon.
     pub(crate) fn start_direct_agent(&mut self, agent: &DirectAgent<'_>) {
         self.start_direct_agent_as(agent, STEADING.into());
