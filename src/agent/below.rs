@@ -12,22 +12,16 @@ use super::{
     prepare::{Inputs, Obstacle},
 };
 use crate::{
-    builders::{Builder, BuilderError},
+    builders::{self, Builder, BuilderError},
     core::{
         derivation::{DRV_BYTES_MAX, Derivation, DerivationError, verify_path},
-        hash::Sha256,
         outcome::SetupFailure,
-        path_info::PathInfo,
         store_path::StorePath,
     },
-    formats::nar,
     protocol::bulk::{BulkFromAgent, BulkToAgent, PATHS_PER_PAGE},
     telemetry,
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How long all texts may be together that one attempt fetches, in bytes. All derivations of a
 /// distribution have some 400 MB.
@@ -131,16 +125,8 @@ impl Below {
         }
         let import = move || -> Result<Box<dyn Builder>, BuilderError> {
             for lacking in self.0 {
-                let nar = nar::plain_file(&lacking.text).map_err(io::Error::other)?;
-                let info = PathInfo {
-                    path: lacking.path,
-                    nar_hash: Sha256::of(&nar),
-                    nar_bytes: u64::try_from(nar.len()).unwrap_or(u64::MAX),
-                    references: lacking.references,
-                    deriver: None,
-                    signatures: Vec::new(),
-                    content_address: Some(format!("text:{}", Sha256::of(&lacking.text))),
-                };
+                let Lacking { path, text, references } = lacking;
+                let (info, nar) = builders::derivation_nar(&path, &text, references)?;
                 builder.import(&info, &mut nar.as_slice())?;
             }
             Ok(builder)

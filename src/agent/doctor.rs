@@ -157,7 +157,7 @@ fn check_nix(
         (Trust::Unknown, Some(probe)) => try_trust(&mut nix, probe),
         (trust, _) => trust,
     };
-    findings.push(check_trust(trust));
+    findings.push(check_trust(trust, nix.builds_by_path()));
     findings.extend(check_signatures(&mut nix, trust, probe));
     if trust == Trust::Untrusted && *substituters != Substituters::default() {
         findings.push(Finding::warn(
@@ -187,7 +187,7 @@ fn try_trust(nix: &mut Nix, probe: &Probe) -> Trust {
 }
 
 /// Judges whether the daemon builds for this user.
-fn check_trust(trust: Trust) -> Finding {
+fn check_trust(trust: Trust, builds_by_path: bool) -> Finding {
     let mend =
         || "add this user to trusted-users in /etc/nix/nix.conf and restart nix-daemon".to_owned();
     match trust {
@@ -198,6 +198,12 @@ fn check_trust(trust: Trust) -> Finding {
              it cannot be tried; others get only derivations with fixed outputs built",
             mend(),
         ),
+        Trust::Untrusted if builds_by_path => Finding::ok(
+            "trust",
+            "the daemon does not trust this user: it takes in what is signed, and derivations are \
+             built by their paths",
+        ),
+        // It does not tell, so its agent would not know in time.
         Trust::Untrusted => Finding::fail(
             "trust",
             "the daemon does not trust this user: it builds only derivations with fixed outputs \
@@ -336,9 +342,11 @@ mod tests {
     }
 
     #[test]
-    fn an_untrusting_daemon_is_a_failure() {
-        assert_eq!(check_trust(Trust::Trusted).grade, Grade::Ok);
-        assert_eq!(check_trust(Trust::Unknown).grade, Grade::Warn);
-        assert_eq!(check_trust(Trust::Untrusted).grade, Grade::Fail);
+    fn trust_is_needed_only_by_what_is_not_built_by_its_path() {
+        assert_eq!(check_trust(Trust::Trusted, false).grade, Grade::Ok);
+        assert_eq!(check_trust(Trust::Unknown, false).grade, Grade::Warn);
+        assert_eq!(check_trust(Trust::Untrusted, false).grade, Grade::Fail);
+        // Whether it can work so depends on signatures.
+        assert_eq!(check_trust(Trust::Untrusted, true).grade, Grade::Ok);
     }
 }

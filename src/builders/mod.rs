@@ -30,7 +30,7 @@ use crate::core::{
     path_info::PathInfo,
     store_path::{StoreDir, StorePath},
 };
-use crate::telemetry;
+use crate::{formats::nar, telemetry};
 use std::{
     collections::BTreeSet,
     error::Error,
@@ -184,6 +184,29 @@ pub fn open(kind: BuilderKind) -> Result<Box<dyn Builder>, BuilderError> {
         }
         BuilderKind::Direct(place) => Box::new(direct::Direct::open(place)?),
     })
+}
+
+/// Returns what a store has to know of a derivation with this text, which no signature is needed
+/// for, and its nar.
+///
+/// # Errors
+/// [`BuilderError::Files`] never comes of memory.
+pub fn derivation_nar(
+    path: &StorePath,
+    text: &[u8],
+    references: Vec<StorePath>,
+) -> Result<(PathInfo, Vec<u8>), BuilderError> {
+    let nar = nar::plain_file(text).map_err(io::Error::other)?;
+    let info = PathInfo {
+        path: path.clone(),
+        nar_hash: Sha256::of(&nar),
+        nar_bytes: u64::try_from(nar.len()).unwrap_or(u64::MAX),
+        references,
+        deriver: None,
+        signatures: Vec::new(),
+        content_address: Some(format!("text:{}", Sha256::of(text))),
+    };
+    Ok((info, nar))
 }
 
 /// Why a builder could not do what it was asked for.

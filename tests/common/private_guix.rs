@@ -339,7 +339,7 @@ pub(crate) fn write_entrance(file: &Path, own: &Path, program: &Path) {
 }
 
 /// Returns the root directory with Guix, made when it is not there; or why it cannot be.
-fn base() -> Result<&'static Path, String> {
+pub(crate) fn base() -> Result<&'static Path, String> {
     static BASE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let made = BASE.get_or_init(|| {
         let base = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guix-root");

@@ -2,6 +2,9 @@
 //!
 //! Known to work with the daemons of Nix 2.8 (protocol 1.34) to 2.34 (1.38). The operations and
 //! their layouts are those of Nix `src/libstore/daemon.cc` (`performOp`).
+//!
+//! A daemon that says that it does not trust this process's user is asked to build derivations by
+//! their paths, as a Guix daemon is, and takes in what the coordinator signed.
 
 mod result;
 
@@ -16,6 +19,7 @@ use super::{
         PATHS_MAX, Patience, TEXT_BYTES_MAX, WORD_BYTES_MAX, add_temp_roots, check_store, collect,
         later, plain, put_paths, read_path, read_paths, whole_seconds,
     },
+    derivation_nar,
     wire::WireError,
 };
 use crate::{
@@ -47,6 +51,8 @@ mod op {
     pub(super) const BUILD_DERIVATION: u64 = 36;
     pub(super) const NAR_FROM_PATH: u64 = 38;
     pub(super) const ADD_TO_STORE_NAR: u64 = 39;
+    /// Since 1.34; daemons that tell whether they trust a user have it.
+    pub(super) const BUILD_PATHS_WITH_RESULTS: u64 = 46;
 }
 
 /// Returns the socket that `NIX_DAEMON_SOCKET_PATH` names, else the usual one.
@@ -79,6 +85,15 @@ struct Options<'a> {
     timeout: Option<Duration>,
     max_silent: Option<Duration>,
     cores: u32,
+}
+
+/// How a build is asked for.
+#[derive(Debug, Clone, Copy)]
+enum Request {
+    /// By what the derivation says and the paths of its inputs.
+    Derivation,
+    /// By the path of the derivation, which is in the store with all below it.
+    Path,
 }
 
 impl Options<'_> {
@@ -171,9 +186,18 @@ impl Nix {
         }
     }
 
+    /// Puts a derivation into the store: its path follows from its text, so nobody's word is needed.
+    fn add_derivation(&mut self, order: &BuildOrder<'_>) -> Result<(), BuilderError> {
+        let references = order.derivation.closure_references();
+        let text = order.derivation.to_bytes();
+        let (info, nar) = derivation_nar(order.drv_path, &text, references)?;
+        self.import_checking(Signatures::Checked, &info, &mut nar.as_slice())
+    }
+
     /// Asks the daemon to build; errors are left for [`Builder::build`] to judge.
     fn ask_to_build(
         &mut self,
+        request: Request,
         order: &BuildOrder<'_>,
         log: &mut dyn FnMut(&[u8]),
     ) -> Result<Outcome, BuilderError> {
@@ -191,7 +215,10 @@ impl Nix {
         };
         self.connection.with(|connection| {
             set_options(connection, options)?;
-            put_derivation(connection, order)?;
+            match request {
+                Request::Derivation => put_derivation(connection, order)?,
+                Request::Path => put_path_to_build(connection, order.drv_path)?,
+            }
             connection.wire.stream().patience = patience;
             let began = clock.now().mono;
             let mut last_log = began;
@@ -200,6 +227,10 @@ impl Nix {
                 log(bytes);
             })?;
             let ended = clock.now().mono;
+            match request {
+                Request::Derivation => {}
+                Request::Path => expect_one(connection)?,
+            }
             let (status, text) = build_result(connection)?;
             connection.wire.stream().patience =
                 Patience { deadline: None, silence: Some(ANSWER_MAX) };
@@ -304,7 +335,8 @@ impl Builder for Nix {
     }
 
     fn builds_by_path(&self) -> bool {
-        false
+        // Those who are not trusted may not say what a derivation is, but for fixed outputs.
+        self.trust() == Trust::Untrusted
     }
 
     fn build(
@@ -314,16 +346,21 @@ impl Builder for Nix {
     ) -> Result<Outcome, BuilderError> {
         check_store(&self.store_dir, std::slice::from_ref(order.drv_path))?;
         check_store(&self.store_dir, order.input_paths)?;
-        let trust = self.connection.get().ok_or(BuilderError::GivenUp)?.trust;
-        if trust == Trust::Untrusted && order.derivation.fixed_output().is_none() {
-            return Ok(Outcome::SetupFailed(SetupFailure::Refused(
-                "the Nix daemon builds single derivations for trusted users only: \
-                 add the agent's user to trusted-users in its nix.conf"
-                    .to_owned(),
-            )));
+        let request = match self.connection.get().ok_or(BuilderError::GivenUp)?.trust {
+            Trust::Trusted | Trust::Unknown => Request::Derivation,
+            Trust::Untrusted => Request::Path,
+        };
+        match request {
+            Request::Derivation => {}
+            Request::Path => match self.add_derivation(order) {
+                Err(refusal @ BuilderError::Daemon(_)) => {
+                    return Ok(Outcome::SetupFailed(refusal.setup_failure()));
+                }
+                added => added?,
+            },
         }
         let start = self.clock.now().mono;
-        match self.ask_to_build(order, log) {
+        match self.ask_to_build(request, order, log) {
             // The daemon did not keep its limits, and dropping the connection ends the build.
             Err(BuilderError::Lost(error)) if error.kind() == io::ErrorKind::TimedOut => {
                 let over = order.timeout.is_some_and(|t| later(start, t) <= self.clock.now().mono);
@@ -401,6 +438,26 @@ fn put_derivation(connection: &mut Connection, order: &BuildOrder<'_>) -> Result
         wire.put_bytes(value)?;
     }
     wire.put_u64(0)?; // build mode: normal
+    Ok(())
+}
+
+/// Writes the request to build all outputs of a derivation of the store.
+fn put_path_to_build(
+    connection: &mut Connection,
+    drv_path: &StorePath,
+) -> Result<(), BuilderError> {
+    connection.wire.put_u64(op::BUILD_PATHS_WITH_RESULTS)?;
+    connection.wire.put_list([format!("{drv_path}!*")].iter())?;
+    connection.wire.put_u64(0)?; // build mode: normal
+    Ok(())
+}
+
+/// Reads up to the one result of such a request.
+fn expect_one(connection: &mut Connection) -> Result<(), BuilderError> {
+    match connection.wire.count(ITEMS_MAX)? {
+        1 => drop(connection.wire.bytes(WORD_BYTES_MAX)?), // what was asked for
+        count => return Err(BuilderError::Protocol(format!("{count} results of one build"))),
+    }
     Ok(())
 }
 
