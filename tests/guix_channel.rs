@@ -134,6 +134,22 @@ fn guix_loads_the_package_and_lowers_the_services() {
         found.unwrap_or_else(|| panic!("no {begin} in {said}")).to_owned()
     };
 
+    // All of it becomes a derivation, which names every source.
+    let output = guix
+        .command("guix")
+        .args([
+            "build",
+            "-L",
+            "/var/guix/tmp/checkout/contrib/guix",
+            "--no-grafts",
+            "-d",
+            "steading",
+        ])
+        .output()
+        .unwrap();
+    let drv = String::from_utf8(output.stdout).unwrap();
+    assert!(drv.trim_end().ends_with("-steading-0.1.0.drv"), "{}", output.stderr.escape_ascii());
+
     let words: Vec<String> = line("package").split(' ').map(str::to_owned).collect();
     let [_, name, rust, origins, crates] = &*words else { panic!("{words:?}") };
     assert_eq!(name, "\"steading\"");

@@ -11,7 +11,7 @@ mod processes;
 #[path = "common/wait.rs"]
 mod wait;
 
-use private_guix::{PrivateGuix, Setup, write_entrance};
+use private_guix::{PrivateGuix, write_entrance};
 use processes::{DirectAgent, Farm, STEADING};
 use std::{
     fmt::Write as _,
@@ -50,8 +50,7 @@ impl Scene {
         if let Some(obstacle) = processes::obstacle() {
             return Err(obstacle.to_owned());
         }
-        // Whether there is a Guix at all is asked before anything else is started.
-        drop(PrivateGuix::start()?);
+        let mut guix = PrivateGuix::start()?;
         let mut farm = Farm::start();
         let dir = farm.dir().to_owned();
         let program = dir.join("steading");
@@ -69,17 +68,13 @@ impl Scene {
         };
         farm.start_direct_agent_as(&agent, entrance);
         farm.until_connected(1);
-        add_machine(&farm);
-        write_settings(&farm, &pack_ssh(&dir.join("ssh")));
-        let environment = vec![
-            ("GUIX", dir.join("steading-guix")),
-            ("STEADING_GUIX_CONFIG", dir.join("guix.toml")),
-        ];
-        let guix = PrivateGuix::start_as(&Setup {
-            environment,
-            reaches_loopback: true,
-            ..Setup::default()
-        })?;
+        write_key(&farm, "trusted-import");
+        until_machine_is(&farm, true);
+        pack_ssh(&dir.join("ssh"));
+        write_settings(&farm, "", "");
+        let environment =
+            [("GUIX", dir.join("steading-guix")), ("STEADING_GUIX_CONFIG", dir.join("guix.toml"))];
+        guix.restart_before_farm(&environment);
         guix.authorize(&[farm.run_file("signing-guix.pub")]);
         Ok(Self { guix, farm })
     }
@@ -188,27 +183,9 @@ impl Client {
     }
 }
 
-/// Makes the machine's key, whose word about outputs counts.
-fn add_machine(farm: &Farm) {
-    let key = host_key::load_or_create(&farm.dir().join("identities/machine")).unwrap();
-    let folder = farm.state().join("keys/submitters");
-    fs_err::create_dir_all(&folder).unwrap();
-    let line = format!("trusted-import {}\n", key.public_line());
-    fs_err::write(folder.join("machine.pub"), line).unwrap();
-    wait::until("the machine may ask", || {
-        let identity = farm.dir().join("identities/machine");
-        let words = farm.ssh_words();
-        let mut ssh = Command::new(&words[0]);
-        // The first identity named is the one that counts.
-        ssh.arg("-o").arg(format!("IdentityFile={}", identity.display())).args(&words[1..]);
-        let answer = ssh.args(["whoami", "--json"]).stdin(Stdio::null()).output().unwrap();
-        answer.status.success() && answer.stdout.windows(9).any(|bytes| bytes == b"\"machine\"")
-    });
-}
-
-/// Copies this machine's `ssh` with its libraries, because the root of the Guix has none; returns
-/// the program. A file `alter` beside it holds a script for sed through which nars pass.
-fn pack_ssh(dir: &Path) -> PathBuf {
+/// Copies this machine's `ssh` with its libraries, because the root of the Guix has none; what is
+/// to be run is called `run`. A file `alter` beside it holds a script for sed through which nars pass.
+fn pack_ssh(dir: &Path) {
     fs_err::create_dir_all(dir.join("lib")).unwrap();
     let ssh = Command::new("sh").args(["-c", "command -v ssh"]).output().unwrap();
     let ssh = String::from_utf8(ssh.stdout).unwrap();
@@ -235,19 +212,47 @@ fn pack_ssh(dir: &Path) -> PathBuf {
     );
     fs_err::write(&program, text).unwrap();
     fs_err::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    program
 }
 
-fn write_settings(farm: &Farm, ssh: &Path) {
-    let dir = farm.dir().display();
+/// Writes the machine's settings; `options` are for ssh, `more` is the end of the file.
+fn write_settings(farm: &Farm, options: &str, more: &str) {
+    let (dir, port) = (farm.dir().display(), farm.port());
     let text = format!(
-        "ssh = \"{}\"\nguix = \"/usr/bin/guix\"\npatience = 60\ncoordinator = \"-F none \
-         -o StrictHostKeyChecking=yes -o IdentitiesOnly=yes -o UserKnownHostsFile={dir}/known_hosts \
-         -o IdentityFile={dir}/identities/machine -p {} 127.0.0.1\"\n",
-        ssh.display(),
-        farm.port()
+        "ssh = \"{dir}/ssh/run\"\nguix = \"/usr/bin/guix\"\npatience = 60\n\
+         coordinator = \"-F none -o StrictHostKeyChecking=yes -o IdentitiesOnly=yes \
+         -o UserKnownHostsFile={dir}/known_hosts -o IdentityFile={dir}/identities/machine \
+         {options} -p {port} 127.0.0.1\"\n{more}\n"
     );
     fs_err::write(farm.dir().join("guix.toml"), text).unwrap();
+}
+
+/// Writes the machine's key into the keydir.
+fn write_key(farm: &Farm, options: &str) {
+    let key = host_key::load_or_create(&farm.dir().join("identities/machine")).unwrap();
+    let folder = farm.state().join("keys/submitters");
+    fs_err::create_dir_all(&folder).unwrap();
+    let line = format!("{options} {}\n", key.public_line());
+    fs_err::write(folder.join("machine.pub"), line.trim_start()).unwrap();
+}
+
+/// Returns what the coordinator says of the machine's key.
+fn machine_is(farm: &Farm) -> Option<serde_json::Value> {
+    let identity = farm.dir().join("identities/machine");
+    let words = farm.ssh_words();
+    let mut ssh = Command::new(&words[0]);
+    // The first identity named is the one that counts.
+    ssh.arg("-o").arg(format!("IdentityFile={}", identity.display())).args(&words[1..]);
+    let answer = ssh.args(["whoami", "--json"]).stdin(Stdio::null()).output().unwrap();
+    serde_json::from_slice(&answer.stdout)
+        .ok()
+        .filter(|it: &serde_json::Value| it["name"] == "machine")
+}
+
+/// Waits until the coordinator believes the machine, or does not.
+fn until_machine_is(farm: &Farm, trusted: bool) {
+    wait::until("the coordinator has read the machine's key", || {
+        machine_is(farm).is_some_and(|it| it["trusted_import"] == trusted)
+    });
 }
 
 #[test]
@@ -399,6 +404,96 @@ fn failures_are_the_builds_and_a_farm_that_is_away_stops_nobody() {
     assert!(said.contains("ends alone"), "{said}");
     assert!(said.contains("the farm does not build"), "{said}");
     assert!(scene.guix.has(&scene.output(&drvs[0])));
-    // So that the farm ends like any other.
+    // By another rule it waits.
+    write_settings(&scene.farm, "", "unreachable = \"wait\"");
+    let drvs = scene.derivations(&["patient"]);
+    scene.open("patient");
+    let client = scene.begin(&[], &drvs[0]);
+    client.until_said("the farm does not build");
     scene.farm.restart_coordinator();
+    scene.farm.until_connected(1);
+    let (succeeded, said) = client.end();
+    assert!(succeeded && said.contains("ends patient"), "{said}");
+    assert!(scene.builds().contains(&(drvs[0].to_string(), "succeeded".to_owned())));
+}
+
+#[test]
+fn what_the_farm_does_not_believe_it_builds_itself() {
+    let scene = scene_or_skip!();
+    write_key(&scene.farm, "");
+    until_machine_is(&scene.farm, false);
+    // All that is asked of the farm goes through one connection.
+    let master = format!(
+        "-o ControlMaster=auto -o ControlPersist=10 -o ControlPath={}/%C",
+        scene.farm.dir().display()
+    );
+    write_settings(&scene.farm, &master, "tags = [\"site=lab\"]\npriority = 5");
+    let drvs = scene.guix.derivations(
+        r#"
+(define three (say (make "three" "echo out > $out; echo $out > $lib; echo doc > $doc"
+                         #:outputs '("out" "lib" "doc"))))
+(say (make "uses" "read line < $lib; echo $line > $out"
+           #:inputs (list (list three "lib"))
+           #:env `(("lib" . ,(derivation->output-path three "lib")))))"#,
+    );
+    let [three, uses] = &*drvs else { panic!("{drvs:?}") };
+    scene.build(&["--no-offload"], three);
+    assert_eq!(scene.builds(), []);
+    scene.build(&[], uses);
+    let mut built = scene.builds();
+    built.sort();
+    let mut expected = [three, uses].map(|drv| (drv.to_string(), "succeeded".to_owned()));
+    expected.sort();
+    assert_eq!(built, expected);
+    let tagged = scene.farm.objects("builds --where-tag site=lab");
+    assert!(tagged.iter().any(|build| build["derivation"] == uses.to_string()), "{tagged:?}");
+    assert!(tagged.iter().all(|build| build["priority"] == 5), "{tagged:?}");
+    // All of several outputs come, also those that a build needed not.
+    for output in scene.guix.derivation(three).outputs.iter().map(|output| &output.path) {
+        scene
+            .guix
+            .command("guix")
+            .args(["gc", "--delete"])
+            .arg(output.to_string())
+            .output()
+            .unwrap();
+    }
+    scene.forget(&scene.output(uses));
+    scene.build(&["--no-substitutes"], three);
+    for output in &scene.guix.derivation(three).outputs {
+        assert!(scene.guix.has(&output.path), "{}", output.path);
+    }
+    assert_eq!(scene.builds().len(), 2, "the farm had them");
+}
+
+#[test]
+fn every_other_verb_is_the_real_guixs() {
+    let scene = scene_or_skip!();
+    let program = scene.farm.dir().join("steading-guix");
+    for words in [&["--version"][..], &["gc", "--help"], &["offload", "--help"]] {
+        let said = |program: &Path| {
+            let mut command = scene.guix.command(program);
+            command.env("STEADING_GUIX_CONFIG", scene.farm.dir().join("guix.toml"));
+            let output = command.args(words).output().unwrap();
+            (output.status.code(), String::from_utf8(output.stdout).unwrap())
+        };
+        assert_eq!(said(&program), said(Path::new("guix")), "{words:?}");
+    }
+    // Without settings, too, so that a typing mistake stops no daemon.
+    let output = scene.guix.command(&program).arg("--version").output().unwrap();
+    assert!(output.status.success());
+    assert!(output.stderr.windows(5).any(|bytes| bytes == b"farm:"), "{output:?}");
+
+    // A machine that may look only builds by itself.
+    let keys = scene.farm.state().join("keys");
+    fs_err::create_dir_all(keys.join("viewers")).unwrap();
+    fs_err::rename(keys.join("submitters/machine.pub"), keys.join("viewers/machine.pub")).unwrap();
+    wait::until("the machine may look only", || {
+        machine_is(&scene.farm).is_some_and(|it| it["role"] == "viewer")
+    });
+    let drvs = scene.derivations(&["own"]);
+    scene.open("own");
+    let said = scene.build(&[], &drvs[0]);
+    assert!(said.contains("may not submit") && said.contains("ends own"), "{said}");
+    assert_eq!(scene.builds(), []);
 }

@@ -36,6 +36,8 @@ pub(super) struct Order {
     pub(super) drv: StorePath,
     /// All it needs, itself included.
     pub(super) closure: Vec<StorePath>,
+    /// Whether what was built for it here is sent along.
+    pub(super) inputs: Outputs,
     /// The outputs that are to be there in the end.
     pub(super) outputs: Vec<StorePath>,
     /// What holds for all builds of this daemon.
@@ -79,12 +81,6 @@ struct Submitted {
 #[derive(serde::Deserialize)]
 struct Missing {
     path: StorePath,
-}
-
-/// What `whoami` prints, as far as it matters.
-#[derive(serde::Deserialize)]
-struct Myself {
-    trusted_import: bool,
 }
 
 /// What `show` prints, as far as it matters.
@@ -206,16 +202,8 @@ fn submit(
     order: &Order,
     key: &str,
 ) -> Result<String, FarmError> {
-    let myself: Vec<Myself> = farm.ask(&["whoami"], "")?;
-    let trusted = myself.first().is_some_and(|myself| myself.trusted_import);
-    let outputs = if trusted { Outputs::Sent } else { Outputs::Left };
-    let sendable = closure::sendable(&order.closure, outputs)?;
-    let mut lines = String::new();
-    for path in &sendable {
-        path.write_to(&mut lines);
-        lines.push('\n');
-    }
-    let missing: Vec<Missing> = farm.ask(&["missing", "-"], &lines)?;
+    let sendable = closure::sendable(&order.closure, order.inputs)?;
+    let missing: Vec<Missing> = farm.ask(&["missing", "-"], &super::lines(&sendable))?;
     let missing: Vec<StorePath> = missing.into_iter().map(|missing| missing.path).collect();
     let mut words = submission(settings, order, key);
     let told = if missing.is_empty() {
@@ -294,7 +282,8 @@ mod tests {
     fn order(timeout_s: u64) -> Order {
         let drv: StorePath = DRV.parse().unwrap();
         let terms = Terms { max_silent_s: 0, timeout_s, trace: true };
-        Order { closure: vec![drv.clone()], outputs: Vec::new(), drv, terms }
+        let (closure, outputs) = (vec![drv.clone()], Vec::new());
+        Order { drv, closure, inputs: Outputs::Left, outputs, terms }
     }
 
     #[test]

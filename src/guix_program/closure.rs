@@ -108,12 +108,10 @@ fn in_order(facts: &BTreeMap<StorePath, Facts>) -> Vec<StorePath> {
                 open.push((path, facts.references.iter()));
             }
             let Some((path, references)) = open.last_mut() else { break };
-            match references.next() {
-                Some(reference) => next = Some(reference),
-                None => {
-                    order.push((*path).clone());
-                    open.pop();
-                }
+            next = references.next();
+            if next.is_none() {
+                order.push((*path).clone());
+                open.pop();
             }
         }
     }

@@ -121,7 +121,7 @@ impl<'a> Farm<'a> {
         let (stdin, stdout, stderr) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (mut answer, mut remarks) = (Vec::new(), Vec::new());
-        let (fed, read) = thread::scope(|scope| {
+        let (sent, read) = thread::scope(|scope| {
             let feeding = scope.spawn(move || stdin.map_or(Ok(()), feed));
             let remarks = &mut remarks;
             scope.spawn(move || {
@@ -140,7 +140,7 @@ impl<'a> Farm<'a> {
         let read = read.map_err(FarmError::Run)?;
         // The coordinator's own words say more than a broken pipe does.
         judge(wait(&mut child)?, &remarks)?;
-        fed?;
+        sent?;
         if read == ANSWER_BYTES_MAX {
             return Err(FarmError::TooLong);
         }

@@ -58,9 +58,8 @@ pub(super) fn follow(farm: &Farm<'_>, build: &str, log: &mut impl Write) -> Resu
             }
         });
         match result {
-            Ok(true) => return Ok(()),
-            // It never ran, or its log is kept no more.
-            Err(FarmError::NoSuch(_)) => return Ok(()),
+            // A log of which there is none: it never ran, or its log is kept no more.
+            Ok(true) | Err(FarmError::NoSuch(_)) => return Ok(()),
             Ok(false) => {}
             Err(error) => return Err(error),
         }

@@ -5,7 +5,7 @@
 //! the end of a pipe that the other one holds.
 
 use super::{
-    GuixProgramError, KEEPING,
+    ANSWERS, GuixProgramError, KEEPING,
     farm::{Farm, FarmError},
     remark,
     settings::Settings,
@@ -50,6 +50,8 @@ impl Keeping {
 
 /// Waits, in the process that is kept, for the end of the other one.
 pub(super) fn serve(settings: &Settings, key: &str) -> Result<ExitCode, GuixProgramError> {
+    // The daemon waits for the end of what it is told there. Without it nothing is missing.
+    nix::unistd::close(ANSWERS).ok();
     let mut said = Vec::new();
     io::stdin().read_to_end(&mut said).map_err(GuixProgramError::Daemon)?;
     if said == OVER {

@@ -24,6 +24,7 @@ mod real;
 mod settings;
 mod substitute;
 
+use crate::core::store_path::StorePath;
 use settings::Settings;
 use std::{
     ffi::OsString,
@@ -110,6 +111,16 @@ fn next_line(daemon: &mut impl BufRead) -> Result<Option<String>, GuixProgramErr
         return Err(GuixProgramError::Request(what));
     }
     Ok(Some(line))
+}
+
+/// Returns paths as verbs read them: one on each line.
+fn lines<'a>(paths: impl IntoIterator<Item = &'a StorePath>) -> String {
+    let mut lines = String::new();
+    for path in paths {
+        path.write_to(&mut lines);
+        lines.push('\n');
+    }
+    lines
 }
 
 /// Opens the descriptor for answers and logs anew: without unsafe code nothing can be made of its

@@ -18,6 +18,7 @@ use crate::{
     },
 };
 use std::{
+    collections::BTreeSet,
     io::{self, Read},
     path::Path,
     process::Stdio,
@@ -121,20 +122,17 @@ pub(super) enum NotTaken {
 
 /// Asks which of these paths the farm holds. Derivations are none of them: they are not built.
 pub(super) fn held(farm: &Farm<'_>, paths: &[StorePath]) -> Result<Vec<Held>, FarmError> {
-    let mut lines = String::new();
-    for path in paths.iter().filter(|path| !path.is_derivation()) {
-        path.write_to(&mut lines);
-        lines.push('\n');
-    }
-    if lines.is_empty() {
+    let asked: BTreeSet<&StorePath> = paths.iter().filter(|path| !path.is_derivation()).collect();
+    if asked.is_empty() {
         return Ok(Vec::new());
     }
+    let lines = super::lines(asked.iter().copied());
     let told: Vec<Told> = farm.ask(&["nar", "-"], &lines)?;
     // What cannot be read could not be signed, either, and is as if it were not there.
     let held = told
         .iter()
         .filter_map(|told| Some(Held { info: told.info()?, vouched: told.origin != ON_TRUST }));
-    Ok(held.filter(|held| paths.contains(&held.info.path)).collect())
+    Ok(held.filter(|held| asked.contains(&held.info.path)).collect())
 }
 
 /// The keys whose signatures count on this machine.

@@ -8,6 +8,7 @@
 use super::{
     GuixProgramError, answers,
     build::{self, Order},
+    closure::Outputs,
     farm::{Farm, FarmError},
     next_line, remark,
     settings::{Settings, Unreachable},
@@ -115,12 +116,28 @@ impl Offer {
     }
 }
 
+/// What `whoami` says, as far as it matters.
+#[derive(Debug, serde::Deserialize)]
+struct Myself {
+    name: String,
+    role: String,
+    trusted_import: bool,
+}
+
 /// What is known of the farm just now.
+#[derive(Debug)]
 enum View {
-    /// Its agents.
-    Offers(Vec<Offer>),
-    /// It cannot be asked.
+    /// It can be asked.
+    Here {
+        /// Its agents.
+        offers: Vec<Offer>,
+        /// Whether it believes what this machine built.
+        inputs: Outputs,
+    },
+    /// It cannot be reached.
     Away,
+    /// It builds nothing for this machine.
+    Closed,
 }
 
 /// Answers the daemon until a build is accepted and done, or the daemon wants nothing more.
@@ -139,8 +156,8 @@ pub(super) fn serve(settings: &Settings, terms: &Terms) -> Result<ExitCode, Guix
         let view = believed.as_ref().map_or(&View::Away, |(_, view)| view);
         let reply = decide(settings, &request, view);
         answer(reply)?;
-        if reply == Reply::Accept {
-            let order = order(&mut daemon, request.drv, *terms)?;
+        if let (Reply::Accept, View::Here { inputs, .. }) = (reply, view) {
+            let order = order(&mut daemon, request.drv, *inputs, *terms)?;
             let mut log = answers()?;
             return Ok(build::run(settings, &farm, &order, &mut log).tell());
         }
@@ -152,20 +169,37 @@ fn answer(reply: Reply) -> Result<(), GuixProgramError> {
     io::stderr().write_all(reply.line().as_bytes()).map_err(GuixProgramError::Daemon)
 }
 
-/// Asks the farm who builds there.
+/// Looks at the farm, and says what is wrong with it.
 fn look(settings: &Settings, farm: &Farm<'_>) -> View {
     if !settings.offloads() {
-        return View::Offers(Vec::new());
+        return View::Closed;
     }
-    match farm.ask(&["agents"], "") {
-        Ok(offers) => View::Offers(offers),
+    match ask(farm) {
+        Ok((myself, _)) if matches!(&*myself.role, "viewer" | "agent") => {
+            remark(&format!(
+                "the farm does not build: there {} is {}, who may not submit",
+                myself.name, myself.role
+            ));
+            View::Closed
+        }
+        Ok((myself, offers)) => {
+            let inputs = if myself.trusted_import { Outputs::Sent } else { Outputs::Left };
+            View::Here { offers, inputs }
+        }
         Err(error) => {
             remark(&format!("the farm does not build: {}", telemetry::chain(&error)));
             // Of other errors, waiting makes none better.
             let is_away = matches!(error, FarmError::Unreachable(_));
-            if is_away { View::Away } else { View::Offers(Vec::new()) }
+            if is_away { View::Away } else { View::Closed }
         }
     }
+}
+
+/// Asks the farm who this machine is there, and who builds.
+fn ask(farm: &Farm<'_>) -> Result<(Myself, Vec<Offer>), FarmError> {
+    let myself = farm.ask::<Myself>(&["whoami"], "")?.into_iter().next();
+    let myself = myself.ok_or_else(|| FarmError::Refused("it does not know the key".to_owned()))?;
+    Ok((myself, farm.ask(&["agents"], "")?))
 }
 
 /// Decides where a derivation is built.
@@ -183,7 +217,11 @@ fn decide(settings: &Settings, request: &Request, view: &View) -> Reply {
         Unreachable::Local => Reply::Decline,
         Unreachable::Wait => Reply::Postpone,
     };
-    let View::Offers(offers) = view else { return later };
+    let offers = match view {
+        View::Here { offers, .. } => offers,
+        View::Away => return later,
+        View::Closed => return Reply::Decline,
+    };
     let mut could = offers.iter().filter(|offer| offer.covers(request)).peekable();
     if could.peek().is_none() {
         return Reply::Decline;
@@ -195,6 +233,7 @@ fn decide(settings: &Settings, request: &Request, view: &View) -> Reply {
 fn order(
     daemon: &mut impl BufRead,
     drv: StorePath,
+    inputs: Outputs,
     terms: Terms,
 ) -> Result<Order, GuixProgramError> {
     let mut paths = || {
@@ -206,7 +245,7 @@ fn order(
         };
         line.split_ascii_whitespace().map(parse).collect::<Result<Vec<StorePath>, _>>()
     };
-    Ok(Order { drv, closure: paths()?, outputs: paths()?, terms })
+    Ok(Order { drv, closure: paths()?, inputs, outputs: paths()?, terms })
 }
 
 #[cfg(test)]
@@ -235,6 +274,10 @@ mod tests {
         }
     }
 
+    fn here(connected: bool) -> View {
+        View::Here { offers: vec![offer(connected)], inputs: Outputs::Left }
+    }
+
     #[test]
     fn a_request_is_read_as_the_daemon_writes_it() {
         let read = Request::parse(&format!("0 x86_64-linux {DRV} kvm,big")).unwrap();
@@ -254,7 +297,7 @@ mod tests {
 
     #[test]
     fn the_farm_gets_what_its_agents_can_build() {
-        let view = View::Offers(vec![offer(true)]);
+        let view = here(true);
         let all = settings(|_| {});
         let decided = |settings: &Settings, request| decide(settings, &request, &view);
         assert_eq!(decided(&all, request("x86_64-linux", "")), Reply::Accept);
@@ -272,12 +315,14 @@ mod tests {
     fn while_the_farm_is_away_the_rule_counts() {
         let local = settings(|_| {});
         let wait = settings(|s| s.unreachable = Unreachable::Wait);
-        for view in [View::Away, View::Offers(vec![offer(false)])] {
+        for view in [View::Away, here(false)] {
             assert_eq!(decide(&local, &request("x86_64-linux", ""), &view), Reply::Decline);
             assert_eq!(decide(&wait, &request("x86_64-linux", ""), &view), Reply::Postpone);
         }
+        let closed = decide(&wait, &request("x86_64-linux", ""), &View::Closed);
+        assert_eq!(closed, Reply::Decline, "that does not change by itself");
         // Nobody there could build it, whoever comes back.
-        let view = View::Offers(vec![offer(false)]);
+        let view = here(false);
         assert_eq!(decide(&wait, &request("riscv64-linux", ""), &view), Reply::Decline);
     }
 }

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{core::store_path::StorePath, telemetry};
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs::File,
     io::{self, Write as _},
@@ -139,9 +140,9 @@ pub(super) fn query(settings: &Settings, words: &[OsString]) -> Result<ExitCode,
             let text = if verb == "have" { format!("{}\n", held.info.path) } else { record(held) };
             source.answer(&text)?;
         }
-        let found: Vec<String> = offered.iter().map(|held| held.info.path.to_string()).collect();
-        let others: Vec<&str> =
-            asked.into_iter().filter(|path| !found.iter().any(|one| one == path)).collect();
+        let found: BTreeSet<String> =
+            offered.iter().map(|held| held.info.path.to_string()).collect();
+        let others: Vec<&str> = asked.into_iter().filter(|path| !found.contains(*path)).collect();
         if others.is_empty() {
             source.answer("\n")?;
         } else {
@@ -157,14 +158,14 @@ pub(super) fn query(settings: &Settings, words: &[OsString]) -> Result<ExitCode,
 fn record(held: &Held) -> String {
     let info = &held.info;
     let deriver = info.deriver.as_ref().map(StorePath::to_string).unwrap_or_default();
-    let mut text = format!("{}\n{deriver}\n{}\n", info.path, info.references.len());
-    for reference in &info.references {
-        reference.write_to(&mut text);
-        text.push('\n');
-    }
+    let references = super::lines(&info.references);
     // It comes as it is: ssh compresses, where that is wanted.
-    text.push_str(&format!("{0}\n{0}\n", info.nar_bytes));
-    text
+    format!(
+        "{}\n{deriver}\n{}\n{references}{bytes}\n{bytes}\n",
+        info.path,
+        info.references.len(),
+        bytes = info.nar_bytes
+    )
 }
 
 /// Brings the paths that the daemon asks for.

@@ -70,19 +70,6 @@ const PRELUDE: &str = r#"
 (define (say drv) (display (derivation-file-name drv)) (newline) drv)
 "#;
 
-/// How a daemon is started.
-#[derive(Default)]
-pub(crate) struct Setup {
-    /// Variables for the daemon, which its children inherit.
-    pub(crate) environment: Vec<(&'static str, PathBuf)>,
-    /// Whether the daemon and its children reach what listens on this machine.
-    pub(crate) reaches_loopback: bool,
-    /// Who builds; without any, builds run as root.
-    pub(crate) build_users: &'static [&'static str],
-    /// Whether its programs know zstd.
-    pub(crate) zstd: Zstd,
-}
-
 /// The running daemon.
 pub(crate) struct PrivateGuix {
     own: TempDir,
@@ -93,22 +80,21 @@ impl PrivateGuix {
     /// Starts a daemon, or says why there can be none here. Its builds run as root: what they leave
     /// behind outside their process groups stays.
     pub(crate) fn start() -> Result<Self, String> {
-        Self::start_as(&Setup::default())
+        Self::start_as(&[], Zstd::AsItComes)
     }
 
     /// Starts a daemon whose programs know no zstd.
     pub(crate) fn start_without_zstd() -> Result<Self, String> {
-        Self::start_as(&Setup { zstd: Zstd::Absent, ..Setup::default() })
+        Self::start_as(&[], Zstd::Absent)
     }
 
     /// Starts a daemon with users of its own for builds, who are in no other process namespace, so
     /// that daemons do not kill each other's processes.
     pub(crate) fn start_with_build_users() -> Result<Self, String> {
-        Self::start_as(&Setup { build_users: &BUILD_USERS, ..Setup::default() })
+        Self::start_as(&BUILD_USERS, Zstd::AsItComes)
     }
 
-    /// The same with another setup.
-    pub(crate) fn start_as(setup: &Setup) -> Result<Self, String> {
+    fn start_as(build_users: &[&str], zstd: Zstd) -> Result<Self, String> {
         let base = base()?;
         // The path of a Unix socket has at most 107 bytes, so the directory must be a short one.
         let own = tempfile::Builder::new().prefix("guix").tempdir_in("/tmp").unwrap();
@@ -116,11 +102,11 @@ impl PrivateGuix {
             fs_err::create_dir_all(own.path().join(place)).unwrap();
         }
         let mut options = vec!["--disable-chroot".to_owned(), "--substitute-urls=".to_owned()];
-        if !setup.build_users.is_empty() {
-            write_users(base, own.path(), setup.build_users);
+        if !build_users.is_empty() {
+            write_users(base, own.path(), build_users);
             options.push(format!("--build-users-group={BUILD_GROUP}"));
         }
-        match setup.zstd {
+        match zstd {
             Zstd::Absent => write_absent(own.path()),
             Zstd::AsItComes => {}
         }
@@ -131,9 +117,7 @@ impl PrivateGuix {
         }
         let log = fs_err::File::create(own.path().join("var/log/guix/daemon.log")).unwrap();
         // Its builds are confined by the namespaces that the daemon itself is in.
-        let namespaces = if setup.reaches_loopback { &NAMESPACES[1..] } else { &NAMESPACES };
-        let daemon = enter_with(namespaces, own.path(), "guix-daemon")
-            .envs(setup.environment.iter().cloned())
+        let daemon = enter(own.path(), "guix-daemon")
             .args(options)
             .stdout(Stdio::null())
             .stderr(log.into_parts().0)
@@ -230,6 +214,23 @@ impl PrivateGuix {
         fs_err::create_dir(&cache).unwrap();
     }
 
+    /// Starts the daemon again, with these variables, so that it and its children reach what
+    /// listens on this machine.
+    pub(crate) fn restart_before_farm(&mut self, environment: &[(&str, PathBuf)]) {
+        self.kill();
+        let log = fs_err::File::create(self.outside("/var/log/guix/daemon.log")).unwrap();
+        let own = self.own.path();
+        self.daemon = enter_with(&NAMESPACES[1..], own, "guix-daemon")
+            .args(["--disable-chroot", "--substitute-urls="])
+            .envs(environment.iter().cloned())
+            .stdout(Stdio::null())
+            .stderr(log.into_parts().0)
+            .spawn()
+            .unwrap();
+        let socket = self.socket();
+        wait::until("guix-daemon listens again", || UnixStream::connect(&socket).is_ok());
+    }
+
     /// Kills the daemon and everything it started; without effect when that is done.
     pub(crate) fn kill(&mut self) {
         if self.daemon.try_wait().unwrap().is_some() {
@@ -255,9 +256,8 @@ impl Drop for PrivateGuix {
 }
 
 /// Whether a machine has Guile's module for zstd, as far as the common root has it.
-#[derive(Clone, Copy, Default)]
-pub(crate) enum Zstd {
-    #[default]
+#[derive(Clone, Copy)]
+enum Zstd {
     AsItComes,
     Absent,
 }
