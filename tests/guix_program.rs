@@ -72,11 +72,14 @@ impl Scene {
         until_machine_is(&farm, true);
         pack_ssh(&dir.join("ssh"));
         write_settings(&farm, "", "");
-        let environment =
-            [("GUIX", dir.join("steading-guix")), ("STEADING_GUIX_CONFIG", dir.join("guix.toml"))];
-        guix.restart_before_farm(&environment);
-        guix.authorize(&[farm.run_file("signing-guix.pub")]);
+        place_before(&mut guix, &farm);
         Ok(Self { guix, farm })
+    }
+
+    /// Puts another machine in the place of this one, and returns this one.
+    fn exchange(&mut self, mut other: PrivateGuix) -> PrivateGuix {
+        place_before(&mut other, &self.farm);
+        std::mem::replace(&mut self.guix, other)
     }
 
     /// Returns a file for which builds wait, and whose name is in their script.
@@ -235,6 +238,16 @@ fn write_key(farm: &Farm, options: &str) {
     fs_err::write(folder.join("machine.pub"), line.trim_start()).unwrap();
 }
 
+/// Lets a machine's daemon build on the farm, and believe it.
+fn place_before(guix: &mut PrivateGuix, farm: &Farm) {
+    let dir = farm.dir();
+    guix.restart_before_farm(&[
+        ("GUIX", dir.join("steading-guix")),
+        ("STEADING_GUIX_CONFIG", dir.join("guix.toml")),
+    ]);
+    guix.authorize(&[farm.run_file("signing-guix.pub")]);
+}
+
 /// Returns what the coordinator says of the machine's key.
 fn machine_is(farm: &Farm) -> Option<serde_json::Value> {
     let identity = farm.dir().join("identities/machine");
@@ -368,6 +381,27 @@ fn a_build_outlasts_the_coordinator_and_ends_with_its_client() {
     wait::until("the build that nobody wants is canceled", || {
         scene.builds().contains(&(other[0].to_string(), "canceled".to_owned()))
     });
+}
+
+#[test]
+fn a_build_that_two_machines_want_is_there_for_the_one_that_stays() {
+    let mut scene = scene_or_skip!();
+    let drvs = scene.derivations(&["shared"]);
+    let mut gives_up = scene.begin(&[], &drvs[0]);
+    gives_up.until_said("begins shared");
+    let first = scene.exchange(PrivateGuix::start().unwrap());
+    assert_eq!(scene.derivations(&["shared"]), drvs);
+    let stays = scene.begin(&[], &drvs[0]);
+    stays.until_said("begins shared");
+    assert_eq!(scene.builds(), [(drvs[0].to_string(), "building".to_owned())]);
+    gives_up.child.kill().unwrap();
+    gives_up.child.wait().unwrap();
+    stays.until_said("is asked for again");
+    scene.open("shared");
+    let (succeeded, said) = stays.end();
+    assert!(succeeded && said.contains("ends shared"), "{said}");
+    assert!(scene.guix.has(&scene.output(&drvs[0])));
+    drop(first);
 }
 
 #[test]
