@@ -26,6 +26,8 @@ const FAILED: u8 = 100;
 const TIMED_OUT: u8 = 101;
 /// What the daemon takes for something that passes by.
 const TRANSIENT: u8 = 1;
+/// The longest limit that `submit` takes: a year, in seconds.
+const LIMIT_S_MAX: u64 = 366 * 86_400;
 /// How often a build that somebody else canceled is asked for again.
 const ASKED_MAX: u32 = 3;
 
@@ -237,7 +239,7 @@ fn submission(settings: &Settings, order: &Order, key: &str) -> Vec<String> {
     let Terms { timeout_s, max_silent_s, trace: _ } = order.terms;
     for (name, seconds) in [("--timeout", timeout_s), ("--max-silent", max_silent_s)] {
         if seconds > 0 {
-            option(name, seconds.to_string());
+            option(name, seconds.min(LIMIT_S_MAX).to_string());
         }
     }
     words
@@ -295,6 +297,8 @@ mod tests {
             "submit --skip-if-built --skip-if-queued --key k --tag guix-offload=k --priority 7 \
              --timeout 60"
         );
+        let long = submission(&settings, &order(u64::MAX), "k");
+        assert_eq!(long.last().unwrap(), "31622400", "more than submit takes");
         assert!(!submission(&settings, &order(0), "k").contains(&"--timeout".to_owned()));
     }
 

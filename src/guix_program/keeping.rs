@@ -11,7 +11,6 @@ use super::{
     settings::Settings,
 };
 use std::{
-    env,
     io::{self, Read as _, Write as _},
     os::unix::process::CommandExt as _,
     process::{Child, Command, ExitCode, Stdio},
@@ -19,6 +18,8 @@ use std::{
 
 /// The tag of a build that goes when the process that submitted it does.
 pub(super) const TAG: &str = "guix-offload";
+/// This program, also after an upgrade took its file away (proc(5)).
+const THIS_PROGRAM: &str = "/proc/self/exe";
 /// What is said when there is nothing to cancel any more.
 const OVER: &[u8] = b"over\n";
 
@@ -30,8 +31,7 @@ impl Keeping {
     /// Has the builds with this value of [`TAG`] canceled if this process ends before
     /// [`Keeping::over`].
     pub(super) fn start(key: &str) -> Result<Self, FarmError> {
-        let program = env::current_exe().map_err(FarmError::Run)?;
-        let mut command = Command::new(program);
+        let mut command = Command::new(THIS_PROGRAM);
         command.args(["guix", KEEPING, key]).process_group(0);
         // The daemon waits for the end of standard error.
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -19,6 +19,7 @@
 //! The variable `STEADING_GUIX_CONFIG` names another file, and `STEADING_COORDINATOR` counts where
 //! the file has no `coordinator`.
 
+use crate::core::build::{PRIORITY_MAX, PRIORITY_MIN};
 use std::{env, io, path::PathBuf};
 
 /// Where the file is.
@@ -89,6 +90,19 @@ pub(super) enum SettingsError {
     /// The words for ssh cannot be split.
     #[error("coordinator = \"{0}\" has an unclosed quote")]
     Coordinator(String),
+    /// The priority is none.
+    #[error("priority must be from {PRIORITY_MIN} to {PRIORITY_MAX}")]
+    Priority,
+    /// A tag is none.
+    #[error("‘{0}’ is no tag: write name=value, the name of letters, digits and . _ -")]
+    Tag(String),
+}
+
+/// Tells whether a text is a tag, as far as its name goes.
+fn is_tag(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    let parts = text.split_once('=');
+    parts.is_some_and(|(name, _)| !name.is_empty() && name.bytes().all(plain))
 }
 
 impl Default for Settings {
@@ -146,6 +160,13 @@ impl Settings {
         if settings.destination.is_empty() {
             return Err(SettingsError::NoCoordinator { file });
         }
+        // What a submission would be refused for is found before a build is taken.
+        if settings.priority.is_some_and(|one| !(PRIORITY_MIN..=PRIORITY_MAX).contains(&one)) {
+            return Err(SettingsError::Priority);
+        }
+        if let Some(tag) = settings.tags.iter().find(|tag| !is_tag(tag)) {
+            return Err(SettingsError::Tag(tag.clone()));
+        }
         Ok(settings)
     }
 
@@ -195,6 +216,9 @@ mod tests {
         assert!(matches!(parse("", Some(" ")), Err(SettingsError::NoCoordinator { .. })));
         assert!(matches!(parse("", Some("'")), Err(SettingsError::Coordinator(_))));
         assert!(matches!(parse("farm = 1", Some("x")), Err(SettingsError::Parse { .. })));
+        assert!(matches!(parse("priority = 1001", Some("x")), Err(SettingsError::Priority)));
+        assert!(matches!(parse("tags = [\"a\"]", Some("x")), Err(SettingsError::Tag(_))));
+        assert!(parse("priority = -5\ntags = [\"a=b\"]", Some("x")).is_ok());
     }
 
     #[test]
