@@ -12,15 +12,19 @@ use crate::{
     core::{
         change::{NarOrigin, NarRecord},
         id::AttemptId,
-        store_path::StorePath,
+        store_path::{StoreDir, StorePath},
     },
-    depot::Depot,
+    depot::{Depot, PublishPolicy},
     store::{PathBuild, Reader, StoreError, StrayOutput},
 };
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// How many references that are not published are named.
 const NAMED_MAX: usize = 5;
+
+/// When paths become visible, by store directory.
+type Policies = BTreeMap<StoreDir, PublishPolicy>;
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -120,7 +124,9 @@ impl Act for Outputs {
         let mut unknown = Vec::new();
         for path in paths {
             let asked = path.clone();
-            let found = invocation.coordinator.readers.read(move |r| look_up(r, &asked)).await?;
+            let policies = invocation.coordinator.config.lock().await.publish.clone();
+            let look = move |reader: &Reader| look_up(reader, &asked, &policies);
+            let found = invocation.coordinator.readers.read(look).await?;
             if found.is_empty() {
                 unknown.push(path.to_string());
             }
@@ -139,19 +145,27 @@ impl Act for Outputs {
 }
 
 /// Returns what is known of a path, or of the outputs of a derivation.
-fn look_up(reader: &Reader, path: &StorePath) -> Result<Vec<Object>, StoreError> {
+fn look_up(
+    reader: &Reader,
+    path: &StorePath,
+    policies: &Policies,
+) -> Result<Vec<Object>, StoreError> {
     let mut paths = vec![path.clone()];
     if path.is_derivation() {
         paths = reader.outputs_of(path.hash())?.into_iter().map(|(_, output)| output).collect();
     }
     let mut objects = Vec::new();
     for path in paths {
-        objects.extend(object(reader, &path)?);
+        objects.extend(object(reader, &path, policies)?);
     }
     Ok(objects)
 }
 
-fn object(reader: &Reader, path: &StorePath) -> Result<Option<Object>, StoreError> {
+fn object(
+    reader: &Reader,
+    path: &StorePath,
+    policies: &Policies,
+) -> Result<Option<Object>, StoreError> {
     let held = reader.nar(path.hash())?.filter(|nar| nar.info.path == *path);
     let derivations = reader.derivations_of(path.hash())?;
     let builds = reader.builds_of_path(path.hash())?;
@@ -160,7 +174,7 @@ fn object(reader: &Reader, path: &StorePath) -> Result<Option<Object>, StoreErro
     }
     let published_at = reader.published_at(path.hash())?;
     let unpublished = match (&held, published_at) {
-        (Some(nar), None) => Some(obstacle(reader, nar)?),
+        (Some(nar), None) => Some(obstacle(reader, nar, policies)?),
         (Some(_), Some(_)) | (None, _) => None,
     };
     let url = held.as_ref().filter(|_| published_at.is_some());
@@ -181,10 +195,13 @@ fn object(reader: &Reader, path: &StorePath) -> Result<Option<Object>, StoreErro
 }
 
 /// Returns why a nar that is held is not published.
-fn obstacle(reader: &Reader, nar: &NarRecord) -> Result<String, StoreError> {
+fn obstacle(reader: &Reader, nar: &NarRecord, policies: &Policies) -> Result<String, StoreError> {
     let path = &nar.info.path;
     if nar.origin == NarOrigin::Trusted {
         return Ok("it was taken on its sender’s word, which is not passed on".to_owned());
+    }
+    if policies.get(path.dir()) == Some(&PublishPolicy::Never) {
+        return Ok("its store is not published here, as publish in steading.toml says".to_owned());
     }
     let mut missing = Vec::new();
     for reference in nar.info.references.iter().filter(|reference| *reference != path) {

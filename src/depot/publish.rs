@@ -31,6 +31,8 @@ pub enum PublishPolicy {
     Complete,
     /// At once: what it refers to may be published by others.
     ExternalReferencesAllowed,
+    /// Never by this program: a hook, or nobody, publishes what the depot holds.
+    Never,
 }
 
 /// Why a path is not visible.
@@ -40,6 +42,8 @@ pub enum Unpublished {
     Waiting(Vec<StorePath>),
     /// It was taken on a sender's word, which is not passed on.
     Trusted,
+    /// Its store is not published here, by [`PublishPolicy::Never`].
+    Off,
     /// Its file is not in the depot: restore it from a backup, or build it again.
     NotHeld,
     /// The other forms in which its store's clients want it are not made yet: give this to
@@ -166,6 +170,9 @@ impl Publisher {
         match record.origin {
             NarOrigin::Trusted => Some(Unpublished::Trusted),
             NarOrigin::Built | NarOrigin::ContentAddressed => {
+                if self.policy_of(record) == PublishPolicy::Never {
+                    return Some(Unpublished::Off);
+                }
                 // Seen before anything is written, so that a lost file holds up no others.
                 if !self.depot.0.places.nar(&record.file_hash).exists() {
                     Some(Unpublished::NotHeld)
@@ -178,11 +185,15 @@ impl Publisher {
         }
     }
 
+    fn policy_of(&self, record: &NarRecord) -> PublishPolicy {
+        self.policies.get(record.info.path.dir()).copied().unwrap_or_default()
+    }
+
     /// Returns the references that must become visible before the nar does.
     fn missing(&self, record: &NarRecord, chosen: &BTreeSet<StorePath>) -> BTreeSet<StorePath> {
         let path = &record.info.path;
-        match self.policies.get(path.dir()).copied().unwrap_or_default() {
-            PublishPolicy::ExternalReferencesAllowed => BTreeSet::new(),
+        match self.policy_of(record) {
+            PublishPolicy::ExternalReferencesAllowed | PublishPolicy::Never => BTreeSet::new(),
             PublishPolicy::Complete => {
                 let references = record.info.references.iter();
                 references

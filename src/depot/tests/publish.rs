@@ -112,6 +112,17 @@ fn a_farm_may_lean_on_references_published_elsewhere() {
 }
 
 #[test]
+fn a_store_that_is_not_published_here_has_no_tree_and_holds_up_no_other() {
+    let world = World::new();
+    let record = Arc::new(nar(&world.depot, &path("a"), &[]));
+    let policy = BTreeMap::from([(StoreDir::nix(), PublishPolicy::Never)]);
+    let mut publisher = Publisher::new(world.depot.clone(), policy);
+    let report = publisher.publish(vec![record]).unwrap();
+    assert_eq!((report.visible, report.unpublished), (vec![], vec![(path("a"), Unpublished::Off)]));
+    assert!(!world.dir.path().join("public/nix-store").exists());
+}
+
+#[test]
 fn what_cannot_be_published_is_said_and_holds_up_nothing_else() {
     let world = World::new();
     let guix: StorePath = path("a").to_string().replace("/nix/", "/gnu/").parse().unwrap();
