@@ -22,7 +22,14 @@
 //! | `staged-gib-max` | GiB | 64 | how much one agent may have sent that is not committed |
 //! | `signing-key-name` | text | host name and `-1` | the name of a signing key made at first start |
 //! | `guix-acl` | file | `guix-acl` in the state directory, if it is there | whose signatures are believed on outputs that a submitted export brings, in the form of Guix's `/etc/guix/acl`; read for each submission |
-//! | `publish."STORE DIR"` | `complete`, `external-references-allowed` | `complete` | when a path becomes visible |
+//! | `publish."STORE DIR"` | `complete`, `external-references-allowed`, `never` | `complete` | when a path becomes visible |
+//! | `events-keep` | events | 1000000 | how many events are kept, at least 10,000; older ones are forgotten |
+//! | `events-keep-days` | days | 30 | for how long events are kept |
+//! | `hooks.role` | `viewer`, `submitter`, `operator`, `admin` | `submitter` | what the key of hooks may do |
+//! | `hooks.time-limit` | seconds | 60 | how long one run of a hook may take |
+//! | `hooks.tries` | tries, 1 to 255 | 8 | after how many tries an event is given up for a hook |
+//! | `hooks.pause` | seconds | 10 | how long to wait before the second try; each pause is three times the one before, at most an hour |
+//! | `hooks.parallel.EVENT` | runs, 1 to 16 | 1 | how many runs of each hook of an event go on at a time; with 1, one event after the other |
 //!
 //! The file is read at start. The verb `reload` reads it again: `strategy`, `priority-step`,
 //! `fair-share`, `fair-share-half-life`, `lease`, `quarantine-after`, `build-missing-inputs`,
@@ -37,6 +44,7 @@ use crate::{
         store_path::StoreDir,
     },
     depot::PublishPolicy,
+    hooks::HookSettings,
 };
 use fs_err as fs;
 use std::{
@@ -92,6 +100,12 @@ pub struct Config {
     pub guix_acl: Option<PathBuf>,
     /// When a path becomes visible, by store directory.
     pub publish: BTreeMap<StoreDir, PublishPolicy>,
+    /// How many events are kept.
+    pub events_keep: u64,
+    /// For how long events are kept, in days.
+    pub events_keep_days: u32,
+    /// How hooks are run.
+    pub hooks: HookSettings,
     /// The file it was read from, or would have been.
     #[serde(skip)]
     pub source: Option<Source>,
@@ -138,6 +152,9 @@ impl Default for Config {
             signing_key_name: None,
             guix_acl: None,
             publish: BTreeMap::new(),
+            events_keep: 1_000_000,
+            events_keep_days: 30,
+            hooks: HookSettings::default(),
             source: None,
         }
     }
@@ -218,6 +235,9 @@ impl Config {
             ("staged-gib-max", self.staged_gib_max != other.staged_gib_max),
             ("signing-key-name", self.signing_key_name != other.signing_key_name),
             ("publish", self.publish != other.publish),
+            ("events-keep", self.events_keep != other.events_keep),
+            ("events-keep-days", self.events_keep_days != other.events_keep_days),
+            ("hooks", self.hooks != other.hooks),
         ];
         let named = |keys: &[(&'static str, bool)]| {
             keys.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect()
@@ -270,6 +290,7 @@ pub enum Presence {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{core::event::EventKind, hooks::HookRole};
 
     fn parse(text: &str) -> Result<Config, String> {
         let dir = tempfile::tempdir().unwrap();
@@ -292,8 +313,11 @@ mod tests {
              log-keep-bytes = 1\nmin-free = 9\nsigning-key-name = 'farm-2'\n\
              uploads-max = 3\nuploads-per-agent-max = 2\nstaged-gib-max = 1\n\
              build-missing-inputs = false\n\
+             events-keep = 20000\nevents-keep-days = 2\n\
              [retry]\nexit = 2\nemulated = false\n\
-             [publish]\n'/nix/store' = 'external-references-allowed'\n",
+             [publish]\n'/nix/store' = 'external-references-allowed'\n\
+             [hooks]\nrole = 'viewer'\ntime-limit = 5\ntries = 2\npause = 1\n\
+             [hooks.parallel]\nbuild-success = 4\n",
         )
         .unwrap();
         assert_eq!(config.strategy, Strategy::DerivationOrdered);
@@ -314,6 +338,12 @@ mod tests {
             config.publish.get(&StoreDir::nix()),
             Some(&PublishPolicy::ExternalReferencesAllowed)
         );
+        assert_eq!((config.events_keep, config.events_keep_days), (20_000, 2));
+        let hooks = &config.hooks;
+        assert_eq!(hooks.role, HookRole::Viewer);
+        assert_eq!((hooks.time_limit.get(), hooks.tries.get(), hooks.pause.get()), (5, 2, 1));
+        assert_eq!(hooks.parallel_of(EventKind::BuildSuccess), 4);
+        assert_eq!(hooks.parallel_of(EventKind::BuildFailure), 1);
     }
 
     #[test]

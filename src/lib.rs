@@ -10,6 +10,7 @@ pub mod demo;
 pub mod depot;
 pub mod formats;
 pub mod guix_program;
+pub mod hooks;
 pub mod logbook;
 pub mod protocol;
 #[cfg(feature = "sim")]

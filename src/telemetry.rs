@@ -58,6 +58,16 @@ impl Clock {
     }
 }
 
+/// Returns a time as JSON has it (RFC 3339): `2026-11-21T11:02:03.456Z`.
+#[must_use]
+pub fn rfc3339(at: Timestamp) -> String {
+    match jiff::Timestamp::from_millisecond(at.as_ms()) {
+        Ok(time) => format!("{time:.3}"),
+        // Outside of the years that calendars know: only a damaged row has it.
+        Err(_) => format!("{at} ms"),
+    }
+}
+
 /// Returns an error and all its sources in one line, outermost first.
 #[must_use]
 pub fn chain(error: &(dyn Error + 'static)) -> String {

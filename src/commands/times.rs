@@ -1,6 +1,7 @@
 //! Times as people read and write them. Always UTC, so that they mean the same everywhere.
 
 use crate::core::time::Timestamp;
+pub(super) use crate::telemetry::rfc3339;
 use std::str::FromStr;
 
 /// How many milliseconds each unit of a duration has.
@@ -12,14 +13,6 @@ pub(super) fn shown(at: Timestamp) -> String {
     match jiff::Timestamp::from_millisecond(at.as_ms()) {
         Ok(time) => time.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
         // Outside of the years that calendars know: only a damaged row has it.
-        Err(_) => format!("{at} ms"),
-    }
-}
-
-/// Returns a time as JSON has it (RFC 3339): `2026-11-21T11:02:03.456Z`.
-pub(super) fn rfc3339(at: Timestamp) -> String {
-    match jiff::Timestamp::from_millisecond(at.as_ms()) {
-        Ok(time) => format!("{time:.3}"),
         Err(_) => format!("{at} ms"),
     }
 }

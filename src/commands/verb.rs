@@ -1,9 +1,9 @@
 //! The table of verbs, and from words to one of them.
 
 use super::{
-    agents, builds, cancel, check, error::CommandError, error::Exit, help, invocation::Invocation,
-    log, missing, nar, output::Format, outputs, reload, retry, set, show, status, submit, table,
-    unplaceable, version, wait, whoami, why,
+    agents, builds, cancel, check, error::CommandError, error::Exit, events, help, hooks,
+    invocation::Invocation, log, missing, nar, output::Format, outputs, reload, retry, set, show,
+    status, submit, table, unplaceable, version, wait, whoami, why,
 };
 use crate::ssh::Role;
 use clap::{
@@ -57,10 +57,11 @@ pub(super) struct Verb {
 
 const VIEWER: Needs = Needs::Role(Role::Viewer);
 const SUBMITTER: Needs = Needs::Role(Role::Submitter);
+const OPERATOR: Needs = Needs::Role(Role::Operator);
 const ADMIN: Needs = Needs::Role(Role::Admin);
 
 /// All verbs, in the order in which `help` lists them.
-pub(super) static VERBS: [Verb; 20] = [
+pub(super) static VERBS: [Verb; 22] = [
     verb::<submit::Submit>(
         "submit",
         SUBMITTER,
@@ -144,6 +145,18 @@ pub(super) static VERBS: [Verb; 20] = [
         VIEWER,
         "list agents; as operator pause, drain, resume or forget one",
         "ssh COORDINATOR agents drain amber --reason 'new disk' --deadline 2h",
+    ),
+    verb::<events::Events>(
+        "events",
+        VIEWER,
+        "print what happened as JSON lines, and follow what happens",
+        "ssh COORDINATOR events --since 0 --follow --type build-failure",
+    ),
+    verb::<hooks::Hooks>(
+        "hooks",
+        OPERATOR,
+        "say how hooks fare; try again what one failed on",
+        "ssh COORDINATOR hooks --failed",
     ),
     verb::<status::Status>(
         "status",

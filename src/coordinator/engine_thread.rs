@@ -15,6 +15,7 @@ use crate::{
             Answer, Ask, Authority, Effect, IdSource, Input, Inputs, Order, RetryWish, Token, Told,
             Wanting,
         },
+        event::Cursor,
         id::{AttemptId, BuildId, Name},
         store_path::{PathHash, StorePath},
         time::Timestamp,
@@ -26,7 +27,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 /// How many messages may wait for the engine; senders wait beyond that.
 const MESSAGES_MAX: usize = 4_096;
@@ -319,6 +320,7 @@ pub(super) struct Outlets {
     pub(super) publish: PublishQueue,
     pub(super) rested: broadcast::Sender<(BuildId, ShownState)>,
     pub(super) allocated: broadcast::Sender<(BuildId, AttemptId)>,
+    pub(super) events: watch::Sender<Cursor>,
 }
 
 /// The engine's thread.
@@ -473,6 +475,8 @@ impl EngineThread {
     fn one_turn(&mut self, inputs: Vec<Input>) -> Result<(), StoreError> {
         let step = self.truth.decide(self.clock.now(), &mut self.ids, inputs);
         let effects = self.truth.keep(step)?;
+        let last = self.truth.store.last_event();
+        self.outlets.events.send_if_modified(|known| std::mem::replace(known, last) != last);
         for effect in effects {
             self.let_out(effect);
         }

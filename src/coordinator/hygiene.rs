@@ -1,10 +1,12 @@
-//! Removes from time to time what nobody will go on with: uploads of attempts that are over, and
-//! files of the depot that no row speaks of.
+//! Removes from time to time what nobody will go on with: uploads of attempts that are over, files
+//! of the depot that no row speaks of, and events of long ago.
 
 use super::{Coordinator, engine_thread::EngineGone};
 use crate::{
+    config::Config,
     core::{
-        engine::{Ask, Told},
+        change::Change,
+        engine::{Ask, Input, Told},
         time::Timestamp,
     },
     depot::DepotError,
@@ -26,6 +28,14 @@ const ORPHANS_EVERY: u64 = 24;
 /// How old an orphan is before it is removed. Between a file and its row lies the rest of a
 /// submission; this is more than any takes.
 const ORPHAN_AGE_MS: i64 = 24 * 60 * 60 * 1_000;
+
+/// How often old events are looked for.
+const FORGET_INTERVAL: Duration = Duration::from_mins(1);
+/// The least number of events that is kept, whatever is configured: more than a lane of hooks
+/// passes over before it writes that down.
+const EVENTS_KEPT_MIN: u64 = 10_000;
+/// How long a day is, in milliseconds.
+const DAY_MS: i64 = 86_400_000;
 
 /// Why a sweep was given up.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +74,49 @@ pub(super) async fn keep_clean(coordinator: Coordinator, cancel: CancellationTok
                 tracing::warn!(error = telemetry::chain(&error), "sweep given up until the next one");
             }
         }
+    }
+}
+
+/// Forgets old events until canceled, a few at a time, so that no commit waits long.
+pub(super) async fn forget_events(
+    coordinator: Coordinator,
+    config: Config,
+    cancel: CancellationToken,
+) {
+    let mut looks = interval(FORGET_INTERVAL);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            _ = looks.tick() => {}
+        }
+        let age_ms = i64::from(config.events_keep_days).saturating_mul(DAY_MS);
+        let before = coordinator.clock.now().wall.plus_ms(age_ms.saturating_neg());
+        let keep = config.events_keep.max(EVENTS_KEPT_MIN);
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            forgotten = forget_events_before(&coordinator, before, keep) => {
+                if let Err(error) = forgotten {
+                    let error = telemetry::chain(&error);
+                    tracing::warn!(error, "old events are kept until the next look");
+                }
+            }
+        }
+    }
+}
+
+/// Forgets the events before a time, and all but the last `keep`.
+pub(super) async fn forget_events_before(
+    coordinator: &Coordinator,
+    before: Timestamp,
+    keep: u64,
+) -> Result<(), SweepError> {
+    loop {
+        let found = coordinator.readers.read(move |reader| reader.events_to_forget(before, keep));
+        let Some(through) = found.await? else { return Ok(()) };
+        let changes = vec![Change::EventsForgotten { through }];
+        let record = move |token| Input::Record { token: Some(token), changes };
+        coordinator.engine.request(record).await?;
     }
 }
 

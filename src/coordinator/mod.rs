@@ -4,8 +4,9 @@
 //! What this room owns: the engine's thread ([`engine_thread`]), the logs of attempts ([`logs`]),
 //! the control and bulk sessions of agents ([`control`], [`bulk`]), the intake of submissions
 //! ([`submission`]), how much is received at a time ([`transfers`]), the publishing thread
-//! ([`publishing`]), the one beside it that makes other forms of nars ([`forms`]) the watch
-//! over the disk ([`pressure`]) and the files that people may read ([`sftp`]). What it never does: decide anything about builds (that is `core`),
+//! ([`publishing`]), the one beside it that makes other forms of nars ([`forms`]), the watch over the
+//! disk ([`pressure`]), the files that people may read ([`sftp`]) and the outbox of hooks
+//! ([`hooks`]). What it never does: decide anything about builds (that is `core`),
 //! or speak to people (that is `commands`). It is started by [`start::start`].
 
 mod acl;
@@ -14,9 +15,11 @@ pub mod bulk;
 pub mod control;
 mod eager;
 pub mod engine_thread;
+pub mod event_line;
 mod exports;
 pub mod files;
 pub mod forms;
+pub mod hooks;
 pub mod hygiene;
 pub mod inputs;
 mod keeper;
@@ -38,6 +41,7 @@ use crate::{
     config::Config,
     core::{
         build::ShownState,
+        event::Cursor,
         id::{AttemptId, BuildId},
         outcome::OutputPolicy,
     },
@@ -50,7 +54,7 @@ use logs::Logs;
 use pressure::{Activity, Pressure};
 use readers::Readers;
 use std::{path::PathBuf, sync::Arc};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use transfers::Transfers;
 
 /// Everything a session or a command needs of the coordinator; cheap to clone.
@@ -76,6 +80,10 @@ pub struct Coordinator {
     pub rested: broadcast::Sender<(BuildId, ShownState)>,
     /// Where agents are given builds.
     pub allocated: broadcast::Sender<(BuildId, AttemptId)>,
+    /// The last event that is durable.
+    pub events: watch::Receiver<Cursor>,
+    /// What goes on in hooks.
+    pub hooks: hooks::Outbox,
     /// What sessions of agents dropped.
     pub dropped: Arc<control::Dropped>,
     /// The clock.

@@ -5,7 +5,7 @@ use super::{
     Coordinator, bulk, control,
     engine_thread::{self, Outlets},
     forms::FormQueue,
-    hygiene,
+    hooks, hygiene,
     keeper::Keeper,
     logs::{LOG_CAP_MIN, LogRules, Logs},
     pressure::{self, Activity, Pressure},
@@ -18,7 +18,12 @@ use super::{
 };
 use crate::{
     config::Config,
-    core::{engine::Engine, id::AttemptId},
+    core::{
+        change::Change,
+        engine::{Engine, Input},
+        event::{Event, EventKind},
+        id::AttemptId,
+    },
     depot::{Depot, DepotError, Publisher},
     protocol::{BULK_SUBSYSTEM, CONTROL_SUBSYSTEM},
     ssh::{self, Door, DoorConfig, DoorError, DoorLimits, Request, RequestKind, Role},
@@ -37,7 +42,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{broadcast, oneshot},
+    sync::{broadcast, oneshot, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -88,6 +93,9 @@ pub enum StartError {
     /// There is no thread.
     #[error("the operating system gives no thread")]
     Thread(#[source] io::Error),
+    /// Hooks have no way in.
+    #[error("hooks cannot be served")]
+    Hooks(#[from] hooks::EnvironmentError),
     /// There is no randomness.
     #[error("the operating system gives no randomness")]
     Randomness,
@@ -146,11 +154,13 @@ pub async fn start(
     let log_dir = state_dir.join("logs");
     let logs = Logs::start(&log_dir, log_rules(config), clock, &live, pressure.clone())
         .map_err(unusable)?;
+    let (events_sender, events) = watch::channel(truth.store.last_event());
     let outlets = Outlets {
         logs: logs.clone(),
         publish,
         rested: rested.clone(),
         allocated: allocated.clone(),
+        events: events_sender,
     };
     let keeper = Keeper::start(depot.clone(), clock).map_err(StartError::Thread)?;
     let unwritten = Room::new(truth.store.reader()?.unwritten_bytes()?);
@@ -169,17 +179,7 @@ pub async fn start(
         unwritten,
     };
     publishing.start(publisher, outlet, clock);
-    let door = ssh::open(
-        DoorConfig {
-            listen,
-            host_key: state_dir.join("secrets/host_ed25519"),
-            keydir: state_dir.join("keys"),
-            limits: DoorLimits::default(),
-        },
-        clock,
-        cancel.clone(),
-    )
-    .await?;
+    let door = ssh::open(door_config(state_dir, listen), clock, cancel.clone()).await?;
     if let Err(error) = door.open_locally(&state_dir.join(ssh::local::SOCKET)) {
         // Such as a path that is too long for a socket: few need it, and all else works.
         tracing::warn!(%error, "nobody can come through ‘steading stdio’");
@@ -197,6 +197,8 @@ pub async fn start(
         activity: Activity::default(),
         rested,
         allocated,
+        events,
+        hooks: hooks::Outbox::default(),
         dropped: Arc::default(),
         clock,
         state_dir: state_dir.to_owned(),
@@ -205,6 +207,7 @@ pub async fn start(
         monitor: door.monitor.clone(),
     };
     tokio::spawn(hygiene::keep_clean(coordinator.clone(), cancel.clone()));
+    tell_and_serve_hooks(&coordinator, &door, config, &cancel).await?;
     let started = Started {
         coordinator,
         address: door.address,
@@ -219,6 +222,34 @@ pub async fn start(
     };
     started.write_addresses(state_dir).map_err(unusable)?;
     Ok(started)
+}
+
+fn door_config(state_dir: &Path, listen: SocketAddr) -> DoorConfig {
+    DoorConfig {
+        listen,
+        host_key: state_dir.join("secrets/host_ed25519"),
+        keydir: state_dir.join("keys"),
+        limits: DoorLimits::default(),
+    }
+}
+
+/// Tells that the coordinator has started, and lets hooks have this and all other events.
+async fn tell_and_serve_hooks(
+    coordinator: &Coordinator,
+    door: &Door,
+    config: &Config,
+    cancel: &CancellationToken,
+) -> Result<(), StartError> {
+    let environment = hooks::let_in(&coordinator.state_dir, door, config.hooks.role)?;
+    let started = Event::new(EventKind::CoordinatorStarted, coordinator.started_at);
+    let changes = vec![Change::Event(Box::new(started))];
+    // It fails only where the engine has ended already, which has its own words.
+    coordinator.engine.tell(Input::Record { token: None, changes }).await.ok();
+    let forget = hygiene::forget_events(coordinator.clone(), config.clone(), cancel.clone());
+    tokio::spawn(forget);
+    let settings = config.hooks.clone();
+    tokio::spawn(hooks::serve(coordinator.clone(), settings, environment, cancel.clone()));
+    Ok(())
 }
 
 impl Started {
@@ -316,7 +347,7 @@ fn engine_result(
 
 fn make_dirs(state_dir: &Path) -> io::Result<()> {
     fs::create_dir_all(state_dir)?;
-    for name in ["logs", "run", "keys"] {
+    for name in ["logs", "run", "keys", "hooks"] {
         fs::create_dir_all(state_dir.join(name))?;
     }
     for role in ROLE_FOLDERS {

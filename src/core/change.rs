@@ -6,7 +6,9 @@ use super::{
     build::{Blame, BuildState, Hold},
     compression::Compression,
     demands::Demands,
+    event::{Cursor, Event},
     hash::Sha256,
+    hook::HookChange,
     id::{AttemptId, BuildId, InstanceId, Name},
     path_info::PathInfo,
     plan::Usage,
@@ -169,6 +171,15 @@ pub enum Change {
         /// When.
         at: Timestamp,
     },
+    /// Something happened that no other change tells.
+    Event(Box<Event>),
+    /// Events of long ago are forgotten; the last never is.
+    EventsForgotten {
+        /// The last of them.
+        through: Cursor,
+    },
+    /// Something is written down of a hook.
+    Hook(Box<HookChange>),
     /// A principal did something that changes state.
     Audit {
         /// The fingerprint of the key.

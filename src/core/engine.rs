@@ -24,6 +24,7 @@ mod snapshot;
 mod submit;
 mod supply;
 mod tally;
+mod tell;
 
 pub use ask::{AgentView, Ask, Counts, Told, Unplaceable};
 pub use ignored::Ignored;
@@ -243,7 +244,7 @@ impl Engine {
             Input::Administer { token, agent, decision, by } => {
                 self.administer(turn, token, &agent, decision, by);
             }
-            Input::Intake { closed } => self.intake_closed = closed,
+            Input::Intake { closed } => self.close_intake(turn, closed),
             Input::Started { session, attempt } => self.started(turn, session, attempt),
             Input::Finished { session, attempt, outcome } => {
                 self.finished(turn, session, attempt, outcome);

@@ -143,6 +143,8 @@ pub struct Graph {
     touched: Vec<Ix<Node>>,
     /// Nodes that are needed and missing, since somebody last asked.
     unsupplied: BTreeSet<Ix<Node>>,
+    /// How many builds became blocked since somebody last asked.
+    newly_blocked: usize,
 }
 
 impl Graph {
@@ -163,7 +165,13 @@ impl Graph {
             dirs: BTreeMap::new(),
             touched: Vec::new(),
             unsupplied: BTreeSet::new(),
+            newly_blocked: 0,
         }
+    }
+
+    /// Returns how many builds became blocked since this was last asked.
+    pub fn take_newly_blocked(&mut self) -> usize {
+        std::mem::take(&mut self.newly_blocked)
     }
 
     /// Returns a node.

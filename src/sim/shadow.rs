@@ -214,6 +214,9 @@ impl Shadow {
             | Change::UnwrittenNar(_)
             | Change::NarsWritten { .. }
             | Change::Signed { .. }
+            | Change::Event(_)
+            | Change::EventsForgotten { .. }
+            | Change::Hook(_)
             | Change::Audit { .. } => {}
         }
     }

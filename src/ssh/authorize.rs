@@ -91,6 +91,22 @@ pub struct Principal {
     pub trusted_import: bool,
 }
 
+impl Principal {
+    /// Returns a principal that this program itself is, under a key of its own.
+    #[must_use]
+    pub const fn own(name: Name, role: Role, fingerprint: String) -> Self {
+        Self {
+            name,
+            role,
+            fingerprint,
+            systems: None,
+            tags: Vec::new(),
+            max_priority: None,
+            trusted_import: false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

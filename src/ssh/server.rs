@@ -2,7 +2,7 @@
 
 use super::{
     CHANNEL_MESSAGES_MAX, INACTIVITY_MAX, KEEPALIVE_INTERVAL, KEEPALIVES_UNANSWERED_MAX,
-    OWN_PACKET_BYTES, OWN_WINDOW_BYTES, Role,
+    OWN_PACKET_BYTES, OWN_WINDOW_BYTES, Principal, Role,
     host_key::{self, KeyFileError, KeyPair},
     keys::{Keydir, KeydirProblem},
     local, preferred, rekey_write_bytes,
@@ -14,7 +14,10 @@ use super::{
     stream::{Flow, FlowStream},
     watch,
 };
-use crate::telemetry::{self, Clock};
+use crate::{
+    core::id::Name,
+    telemetry::{self, Clock},
+};
 use russh::{
     Limits, MethodKind, MethodSet,
     keys::{Algorithm, EcdsaCurve, HashAlg},
@@ -235,6 +238,13 @@ impl Monitor {
     #[must_use]
     pub fn keydir(&self) -> (Arc<Keydir>, Vec<KeydirProblem>) {
         self.sessions.keydir()
+    }
+
+    /// Lets in whoever has a key of this program's own, though no file of the keydir lists it. What
+    /// the keydir says of the same key goes before.
+    pub fn let_in(&self, key: &KeyPair, name: Name, role: Role) {
+        let principal = Principal::own(name, role, key.fingerprint());
+        self.sessions.let_in(key.private.public_key().key_data().clone(), principal);
     }
 
     /// Ends a session at once. Returns whether it was live.

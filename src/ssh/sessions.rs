@@ -61,11 +61,29 @@ pub(super) struct Sessions {
 struct State {
     keydir: Arc<Keydir>,
     problems: Vec<KeydirProblem>,
+    /// Keys of this program itself, which no file lists.
+    own: Vec<(KeyData, Arc<Principal>)>,
     live: HashMap<SessionId, Live>,
     unauthenticated: HashMap<IpAddr, usize>,
     unauthenticated_total: usize,
     /// What principals use. Bounded by the keydir: forgotten with the session when it is changed.
     usage: HashMap<(Role, Name), Usage>,
+}
+
+impl State {
+    /// Returns whom a key belongs to, if anybody, at this time.
+    fn principal_of(&self, key: &KeyData, now: Timestamp) -> Option<Arc<Principal>> {
+        let own = || self.own.iter().find(|(own, _)| own == key);
+        self.keydir.principal_of(key, now).or_else(|| own().map(|(_, own)| Arc::clone(own)))
+    }
+
+    /// Returns who somebody is, if anybody, at this time.
+    fn claimed(&self, claim: &Claim, now: Timestamp) -> Option<Arc<Principal>> {
+        match claim {
+            Claim::Key(key) => self.principal_of(key, now),
+            Claim::Forced(forced) => self.keydir.principal_forced(forced, now),
+        }
+    }
 }
 
 /// What one principal uses.
@@ -99,15 +117,6 @@ enum Claim {
     Key(KeyData),
     /// The host's own sshd has let somebody in, and its configuration says who that is here.
     Forced(Forced),
-}
-
-impl Claim {
-    fn principal(&self, keydir: &Keydir, now: Timestamp) -> Option<Arc<Principal>> {
-        match self {
-            Self::Key(key) => keydir.principal_of(key, now),
-            Self::Forced(forced) => keydir.principal_forced(forced, now),
-        }
-    }
 }
 
 impl Live {
@@ -156,7 +165,7 @@ impl Sessions {
     /// Returns whether a key would be let in now. Says nothing about who holds it.
     pub(super) fn knows(&self, key: &KeyData) -> bool {
         let now = self.clock.now().wall;
-        self.state().keydir.principal_of(key, now).is_some()
+        self.state().principal_of(key, now).is_some()
     }
 
     /// Lets in the proven owner of a key. From here on the session lives as long as its key is
@@ -191,7 +200,7 @@ impl Sessions {
     ) -> Option<Admitted> {
         let now = self.clock.now().wall;
         let mut state = self.state();
-        let principal = claim.principal(&state.keydir, now)?;
+        let principal = state.claimed(&claim, now)?;
         if state.live.len() >= self.limits.sessions {
             tracing::error!("too many sessions: nobody else is let in");
             return None;
@@ -287,6 +296,11 @@ impl Sessions {
         end_refused(&state, self.clock.now().wall);
     }
 
+    /// Lets in the owner of a key of this program's own.
+    pub(super) fn let_in(&self, key: KeyData, principal: Principal) {
+        self.state().own.push((key, Arc::new(principal)));
+    }
+
     /// Ends the sessions whose keys have expired.
     pub(super) fn expire(&self) {
         end_refused(&self.state(), self.clock.now().wall);
@@ -337,7 +351,7 @@ impl Sessions {
 /// options end a session, too: its owner comes back with the new ones.
 fn end_refused(state: &State, now: Timestamp) {
     for live in state.live.values() {
-        if live.claim.principal(&state.keydir, now).as_ref() != Some(&live.principal) {
+        if state.claimed(&live.claim, now).as_ref() != Some(&live.principal) {
             let principal = &live.principal;
             tracing::info!(name = %principal.name, key = %principal.fingerprint,
                 "session ended: its key is no longer listed as it was");

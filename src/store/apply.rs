@@ -3,11 +3,15 @@
 //! Every transition names the state it starts from and must find exactly that row; anything else
 //! means that memory and disk have parted, and the process must restart from the database.
 
-use super::{Store, StoreError, accounts, agents, amendments, disputes, doing, nars, unwritten};
+use super::{
+    Store, StoreError, accounts, agents, amendments, disputes, doing, events, hooks, nars,
+    unwritten,
+};
 use crate::core::{
     attempt::AttemptState,
     build::{Blame, BuildState},
     change::{BuildRecord, Change, Origin, OutputRecord, Verdict},
+    event::{self, Cursor},
     id::{AttemptId, BuildId, Name},
     outcome::AttemptEnd,
     time::Timestamp,
@@ -26,10 +30,18 @@ impl Store {
         }
         self.connection.execute_batch("BEGIN IMMEDIATE").map_err(doing("begin a commit"))?;
         let applied = changes.iter().try_for_each(|change| self.apply(change));
+        // In the same transaction, so that neither is ever without the other.
+        let applied = applied.and_then(|()| {
+            events::append(&self.connection, self.last_event, &event::told(changes))
+        });
         #[cfg(feature = "sim")]
-        let applied = applied.and_then(|()| self.meet_fault());
+        let applied = applied.and_then(|last| self.meet_fault().map(|()| last));
         match applied {
-            Ok(()) => self.connection.execute_batch("COMMIT").map_err(doing("commit")),
+            Ok(last) => {
+                self.connection.execute_batch("COMMIT").map_err(doing("commit"))?;
+                self.last_event = last;
+                Ok(())
+            }
             Err(error) => {
                 // Ids that were interned in this transaction go with it.
                 self.dirs.clear();
@@ -39,6 +51,12 @@ impl Store {
                 Err(error)
             }
         }
+    }
+
+    /// Returns the place of the last event that is durable.
+    #[must_use]
+    pub const fn last_event(&self) -> Cursor {
+        self.last_event
     }
 
     fn apply(&mut self, change: &Change) -> Result<(), StoreError> {
@@ -93,6 +111,10 @@ impl Store {
             }
             Change::Account { name, usage } => accounts::charge(&self.connection, name, *usage),
             Change::AgentRemoved { name } => agents::remove(&self.connection, name),
+            // Written behind all others, with those that other changes tell.
+            Change::Event(_) => Ok(()),
+            Change::EventsForgotten { through } => events::forget(&self.connection, *through),
+            Change::Hook(change) => hooks::write(&self.connection, change),
             Change::Missing { path, at } => nars::insert_missing(&self.connection, *path, *at),
             Change::Published { path, at } => nars::mark_published(&self.connection, *path, *at),
             Change::Audit { fingerprint, principal, line, at } => self

@@ -14,6 +14,7 @@ pub(super) const SCRIPTS: &[&str] = &[
     include_str!("../../schema/0004_unwritten_nars.sql"),
     include_str!("../../schema/0005_scale.sql"),
     include_str!("../../schema/0006_planner.sql"),
+    include_str!("../../schema/0007_events.sql"),
 ];
 
 /// Brings the database to the newest version, one transaction per script.

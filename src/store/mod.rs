@@ -11,7 +11,9 @@ mod apply;
 mod dependents;
 mod derivations;
 mod disputes;
+mod events;
 mod facts;
+mod hooks;
 mod load;
 mod migrate;
 mod nars;
@@ -25,7 +27,9 @@ mod unwritten;
 
 pub use dependents::{DEPENDENTS_LOOKED_AT_MAX, Unsuccessful};
 pub use disputes::{DISPUTED_PER_PATH_MAX, StrayOutput};
+pub use events::{EVENTS_PER_ROW_MAX, EventPage, EventRow, Extent};
 pub use facts::SubmissionFacts;
+pub use hooks::{DeliveryRow, HookRow};
 pub use open::{Reader, Store};
 pub use read::{
     AttemptRow, BUILDS_PER_READ_MAX, BuildFilter, BuildRow, First, Holdings, OutputRow, PathBuild,

@@ -1,7 +1,7 @@
 //! Connections: one that writes, many that read.
 
-use super::{StoreError, derivations::Texts, doing, migrate};
-use crate::core::{outcome::OutputPolicy, plan::Class};
+use super::{StoreError, derivations::Texts, doing, events, migrate};
+use crate::core::{event::Cursor, outcome::OutputPolicy, plan::Class};
 use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 use std::{
     cell::RefCell,
@@ -35,6 +35,8 @@ pub struct Store {
     pub(super) texts: Texts,
     pub(super) path: PathBuf,
     pub(super) outputs: OutputPolicy,
+    /// The last event that is durable.
+    pub(super) last_event: Cursor,
     #[cfg(feature = "sim")]
     pub(super) simulated: super::simulated::Simulated,
 }
@@ -77,8 +79,10 @@ impl Store {
             let findings = format!("not as this program defines it: {}", strange.join(", "));
             return Err(StoreError::Corrupt { path: path.to_owned(), findings });
         }
+        let last_event = events::last(&connection).map_err(|error| named(path, error))?;
         Ok(Self {
             connection,
+            last_event,
             dirs: BTreeMap::new(),
             classes: BTreeMap::new(),
             class_at: RefCell::default(),

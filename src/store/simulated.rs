@@ -3,6 +3,7 @@
 use super::{Reader, Store, StoreError, derivations::Texts, doing, migrate, open::out_of_memory};
 use crate::core::{
     defect::{Defect, Planted},
+    event::Cursor,
     outcome::OutputPolicy,
     store_path::PathHash,
 };
@@ -44,6 +45,7 @@ impl Store {
             texts: Texts::new().map_err(|error| out_of_memory(&error))?,
             path: PathBuf::from(name),
             outputs: OutputPolicy::default(),
+            last_event: Cursor::default(),
             simulated: Simulated { next: None, planted },
         })
     }

@@ -4,6 +4,7 @@
 mod agents;
 mod commit;
 mod damage;
+mod events;
 mod late;
 mod plans;
 mod together;

@@ -6,6 +6,7 @@ use crate::core::{
     agent::{Agent, Capacity, SUSPENSION_REASON_BYTES_MAX, SessionId, Suspension, SuspensionKind},
     change::Change,
     defect::Defect,
+    event::EventKind,
     id::{AttemptId, Name},
     outcome::{AttemptEnd, MachineVerdict},
     time::Timestamp,
@@ -80,6 +81,7 @@ impl Engine {
         let Some(agent) = self.agents.get_mut(name) else { return };
         if agent.suspension != suspension {
             agent.suspension.clone_from(&suspension);
+            turn.tell_decision(name, suspension.as_ref());
             turn.out.changes.push(Change::AgentSuspended { name: name.clone(), suspension });
         }
     }
@@ -90,6 +92,7 @@ impl Engine {
         }
         self.agents.remove(name);
         turn.out.changes.push(Change::AgentRemoved { name: name.clone() });
+        turn.tell_of(name, EventKind::AgentRemoved);
     }
 
     /// Returns when something decided about agents ends or must be done.

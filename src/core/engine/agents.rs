@@ -9,6 +9,7 @@ use crate::core::{
     change::{Change, NarOrigin, NarRecord, OutputRecord, Verdict},
     defect::{Defect, Planted},
     demands::Demands,
+    event::EventKind,
     id::{AttemptId, InstanceId, Name},
     outcome::{AttemptEnd, BuildFailure, Outcome, OutputPolicy, SetupFailure},
     plan::Kind,
@@ -50,6 +51,7 @@ impl Engine {
             abilities: abilities.clone(),
             at: turn.now.wall,
         });
+        turn.tell_of(name, EventKind::AgentConnected);
         self.enter_agent(turn, session, name.clone(), instance, abilities);
         // What a mistake overlooks, its agent has all the same.
         let held = match held.split_last() {
@@ -114,6 +116,7 @@ impl Engine {
             abilities: agent.abilities.clone(),
             at: turn.now.wall,
         });
+        turn.tell_of(&agent.name, EventKind::AgentAway);
         if self.settings.planted.is(Defect::LeaseEndsWithConnection) {
             let name = agent.name.clone();
             for attempt in self.attempts_of(&name) {

@@ -89,6 +89,8 @@ impl Engine {
             })
         };
         let builds: Vec<BuildId> = submission.roots.iter().map(build_of).collect();
+        let made = asked.values().map(Vec::len).sum::<usize>() + implied;
+        turn.tell_submission(&submission.submitter, made, implied);
         let replaced = self.replace(turn, submission, &builds);
         let answer = Answer::Submitted { builds, implied, replaced };
         turn.out.effects.push(Effect::Reply { token, answer });
@@ -373,7 +375,12 @@ impl Engine {
         };
         turn.out.effects.push(Effect::Rested { build: build.id, state });
         let end = result.map(|result| LastEnd { at: turn.now.wall, build: build.id, result });
-        self.graph.detach(build.node, ix, end)
+        // What was blocked before has other reasons.
+        self.graph.take_newly_blocked();
+        let unneeded = self.graph.detach(build.node, ix, end);
+        let blocked = self.graph.take_newly_blocked();
+        turn.tell_blocked(build.id, blocked);
+        unneeded
     }
 
     /// Writes down that an attempt is over.

@@ -45,6 +45,9 @@ impl Graph {
             if now == Standing::Missing {
                 self.want_supply(ix);
             }
+            if now == Standing::Blocked {
+                self.newly_blocked += self.builds(ix).len();
+            }
             for place in self.nodes[ix].dependents.places() {
                 let dependent = self.edges.at(place);
                 let strategy = self.strategy;

@@ -173,6 +173,26 @@ impl Model {
         .collect()
     }
 
+    fn insert(&mut self, record: BuildRecord) {
+        let (id, since) = (record.id, record.submitted);
+        let (demands, not_before) = (record.demands.clone(), record.not_before);
+        let row = BuildRow {
+            record,
+            since,
+            infrastructure_ends: 0,
+            avoid: None,
+            extras: Extras { demands, not_before, ..Extras::default() },
+        };
+        let twin = self.builds.values().find(|other| {
+            row.record.key.is_some()
+                && other.record.key == row.record.key
+                && other.record.submitter == row.record.submitter
+                && other.record.derivation == row.record.derivation
+        });
+        assert!(twin.is_none(), "two builds with one key");
+        assert!(self.builds.insert(id, row).is_none(), "two builds with one id");
+    }
+
     fn open(&self) -> impl Iterator<Item = &BuildRow> {
         self.builds.values().filter(|row| !row.record.state.is_final())
     }
@@ -191,25 +211,7 @@ impl Disk for Model {
                     let held = *self.held.entry(path).or_insert(hash);
                     assert_eq!(held, hash, "what is held was to be replaced");
                 }
-                Change::Build(record) => {
-                    let (id, since) = (record.id, record.submitted);
-                    let (demands, not_before) = (record.demands.clone(), record.not_before);
-                    let row = BuildRow {
-                        record: *record,
-                        since,
-                        infrastructure_ends: 0,
-                        avoid: None,
-                        extras: Extras { demands, not_before, ..Extras::default() },
-                    };
-                    let twin = self.builds.values().find(|other| {
-                        row.record.key.is_some()
-                            && other.record.key == row.record.key
-                            && other.record.submitter == row.record.submitter
-                            && other.record.derivation == row.record.derivation
-                    });
-                    assert!(twin.is_none(), "two builds with one key");
-                    assert!(self.builds.insert(id, row).is_none(), "two builds with one id");
-                }
+                Change::Build(record) => self.insert(*record),
                 Change::BuildMoved { build, from, to, blame, at } => {
                     let agent = || self.attempts[&from.attempt().unwrap()].agent.clone();
                     let blamed = blame.map(|blame| (blame, agent()));
@@ -266,6 +268,9 @@ impl Disk for Model {
                 | Change::UnwrittenNar(_)
                 | Change::NarsWritten { .. }
                 | Change::Signed { .. }
+                | Change::Event(_)
+                | Change::EventsForgotten { .. }
+                | Change::Hook(_)
                 | Change::Audit { .. } => {}
             }
         }

@@ -777,7 +777,10 @@ impl World {
                 let disputed = if *verdict == Verdict::Disputed { ", disputed" } else { "" };
                 format!("{} outputs {}{disputed}", self.attempt_names[attempt], outputs.len())
             }
-            Change::Agent { .. } | Change::AgentFailures { .. } | Change::Account { .. } => return,
+            Change::Agent { .. }
+            | Change::AgentFailures { .. }
+            | Change::Account { .. }
+            | Change::Event(_) => return,
             Change::AgentSuspended { name, suspension: None } => format!("{name} takes builds"),
             Change::AgentSuspended { name, suspension: Some(suspension) } => {
                 format!("{name} {}", suspension.kind.word())
@@ -790,9 +793,11 @@ impl World {
                 format!("missing {}", named.unwrap().name())
             }
             Change::UnwrittenNar(file) => format!("file of {} bytes", file.bytes.len()),
-            Change::Published { .. } | Change::NarsWritten { .. } | Change::Signed { .. } => {
-                unreachable!("no story has it")
-            }
+            Change::Published { .. }
+            | Change::NarsWritten { .. }
+            | Change::Signed { .. }
+            | Change::EventsForgotten { .. }
+            | Change::Hook(_) => unreachable!("no story has it"),
         };
         self.changes.push(line);
     }
