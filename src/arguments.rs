@@ -20,6 +20,9 @@ use steading::{
 };
 use tokio::sync::watch;
 
+/// The environment variable with an agent's token, which other users of the machine cannot see.
+const TOKEN_VARIABLE: &str = "STEADING_TOKEN";
+
 /// Builds Guix and Nix derivations on many machines, over SSH.
 #[derive(Debug, Parser)]
 #[command(name = "steading", version, max_term_width = 100)]
@@ -176,11 +179,17 @@ impl AgentSetup {
             settings.systems
         };
         let missing = |what| format!("--{what} is needed, as an option or in agent.toml");
-        let host_key = settings.host_key.with_context(|| missing("host-key"))?;
+        if settings.host_keys.is_empty() {
+            bail!(missing("host-key"));
+        }
+        let keys: Result<Vec<_>, _> = settings.host_keys.iter().map(|key| host_keys(key)).collect();
+        let token = settings.token.or_else(|| std::env::var(TOKEN_VARIABLE).ok());
         Ok(AgentConfig {
             state_dir: self.state.clone(),
             coordinator: settings.coordinator.with_context(|| missing("coordinator"))?,
-            host_keys: host_keys(&host_key)?,
+            host_keys: keys?.concat(),
+            token: token.filter(|token| !token.is_empty()),
+            name: settings.name,
             identity: settings.identity.unwrap_or_else(|| self.state.join("identity")),
             program: AgentConfig::THIS_PROGRAM.into(),
             builder,

@@ -16,6 +16,7 @@
 //! | `log-cap` | bytes | 67108864 | how much of one attempt's log is kept: half its beginning, half its end |
 //! | `log-keep-days` | days | 365 | for how long logs are kept |
 //! | `log-keep-bytes` | bytes | 53687091200 | how much disk all compressed logs may take; the oldest go first |
+//! | `audit-keep-days` | days | 365 | for how long lines of the audit are kept |
 //! | `min-free` | bytes | 5368709120, or a twentieth of a smaller disk | how much of the state directory's disk stays free; below, nothing new is taken |
 //! | `uploads-max` | number | 16 | how many uploads are received at a time; more wait for their turn |
 //! | `uploads-per-agent-max` | number | 4 | how many of them may be of one agent |
@@ -33,7 +34,8 @@
 //!
 //! The file is read at start. The verb `reload` reads it again: `strategy`, `priority-step`,
 //! `fair-share`, `fair-share-half-life`, `lease`, `quarantine-after`, `build-missing-inputs`,
-//! `retry` and `guix-acl` hold from then on, on a farm that goes on; all else needs a restart.
+//! `retry`, `guix-acl` and `audit-keep-days` hold from then on, on a farm that goes on; all else needs
+//! a restart.
 
 use crate::{
     core::{
@@ -86,6 +88,8 @@ pub struct Config {
     pub log_keep_days: u32,
     /// How much disk all compressed logs may take, in bytes.
     pub log_keep_bytes: u64,
+    /// For how long lines of the audit are kept, in days.
+    pub audit_keep_days: u32,
     /// How many bytes of the state directory's filesystem stay free.
     pub min_free: Option<u64>,
     /// How many uploads are received at a time.
@@ -145,6 +149,7 @@ impl Default for Config {
             log_cap: 64 << 20,
             log_keep_days: 365,
             log_keep_bytes: 50 << 30,
+            audit_keep_days: 365,
             min_free: None,
             uploads_max: NonZeroU32::MIN.saturating_add(15),
             uploads_per_agent_max: NonZeroU32::MIN.saturating_add(3),
@@ -222,6 +227,7 @@ impl Config {
             ("build-missing-inputs", self.build_missing_inputs != other.build_missing_inputs),
             ("retry", self.retry != other.retry),
             ("guix-acl", self.guix_acl != other.guix_acl),
+            ("audit-keep-days", self.audit_keep_days != other.audit_keep_days),
         ];
         let at_restart = [
             ("listen", self.listen != other.listen),
@@ -256,6 +262,7 @@ impl Config {
         self.build_missing_inputs = other.build_missing_inputs;
         self.retry = other.retry;
         self.guix_acl.clone_from(&other.guix_acl);
+        self.audit_keep_days = other.audit_keep_days;
     }
 
     /// Returns what the engine needs of it.
@@ -310,7 +317,7 @@ mod tests {
             "listen = '127.0.0.1:0'\nstrategy = 'derivation-ordered'\noutputs = 'record'\n\
              priority-step = 1\nfair-share = 10\nfair-share-half-life = 2\n\
              lease = 60\nquarantine-after = 3\nlog-cap = 65536\nlog-keep-days = 7\n\
-             log-keep-bytes = 1\nmin-free = 9\nsigning-key-name = 'farm-2'\n\
+             log-keep-bytes = 1\naudit-keep-days = 30\nmin-free = 9\nsigning-key-name = 'farm-2'\n\
              uploads-max = 3\nuploads-per-agent-max = 2\nstaged-gib-max = 1\n\
              build-missing-inputs = false\n\
              events-keep = 20000\nevents-keep-days = 2\n\
@@ -331,6 +338,7 @@ mod tests {
         assert_eq!(config.settings().retries, retries);
         let logs = (config.log_cap, config.log_keep_days, config.log_keep_bytes);
         assert_eq!(logs, (65_536, 7, 1));
+        assert_eq!(config.audit_keep_days, 30);
         assert_eq!(config.min_free, Some(9));
         let numbers = [config.uploads_max, config.uploads_per_agent_max, config.staged_gib_max];
         assert_eq!(numbers.map(NonZeroU32::get), [3, 2, 1]);

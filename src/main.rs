@@ -119,6 +119,9 @@ fn announce(state: &Path, started: &start::Started) -> anyhow::Result<()> {
     let port = started.address.port();
     writeln!(out, "listening on {}", started.address)?;
     writeln!(out, "known_hosts line: [HOST]:{port} {}", started.host_public_key)?;
+    if let Some(next) = &started.next_host_public_key {
+        writeln!(out, "known_hosts line of the next host key: [HOST]:{port} {next}")?;
+    }
     writeln!(out, "public signing key: {}", started.signing_public_key)?;
     let guix = state.join("run/signing-guix.pub");
     writeln!(out, "public signing key for guix archive --authorize: {}", guix.display())?;

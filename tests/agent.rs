@@ -164,6 +164,8 @@ impl World {
             state_dir: self.dir.path().join("state"),
             coordinator: self.address.clone(),
             host_keys: vec![self.host_key.clone()],
+            token: None,
+            name: None,
             identity: self.dir.path().join("state/identity"),
             program: program.clone(),
             builder: BuilderKind::Direct(Place {

@@ -107,9 +107,11 @@ async fn object(farm: &Farm, who: &str, line: &str) -> Value {
     objects.pop().unwrap()
 }
 
+/// Who changed what: principal and line, without those who were refused.
 fn audit(farm: &Farm) -> Vec<(String, String)> {
     let database = rusqlite::Connection::open(farm.state_dir().join("steading.db")).unwrap();
-    let mut select = database.prepare("SELECT principal, line FROM audit ORDER BY id").unwrap();
+    let mut select =
+        database.prepare("SELECT principal, line FROM audit WHERE status < 2 ORDER BY id").unwrap();
     let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
     rows.map(Result::unwrap).collect()
 }

@@ -106,11 +106,12 @@ impl Agent {
     }
 }
 
-/// Who changed what: principal, fingerprint, line.
+/// Who changed what: principal, fingerprint, line; without those who were refused.
 fn audit(farm: &Farm) -> Vec<(String, String, String)> {
     let database = rusqlite::Connection::open(farm.state_dir().join("steading.db")).unwrap();
-    let mut select =
-        database.prepare("SELECT principal, fingerprint, line FROM audit ORDER BY id").unwrap();
+    let mut select = database
+        .prepare("SELECT principal, fingerprint, line FROM audit WHERE status < 2 ORDER BY id")
+        .unwrap();
     let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
     rows.map(Result::unwrap).collect()
 }
@@ -179,7 +180,11 @@ async fn everybody_learns_who_they_are_and_what_there_is() {
 async fn a_key_may_do_only_what_its_role_may() {
     let Some(farm) = farm().await else { return };
     for (name, line, message) in [
-        ("vera", "cancel --where-tag a=b", "your key is a viewer; cancel needs submitter"),
+        (
+            "vera",
+            "cancel --where-tag a=b",
+            "your key is a viewer; cancel needs operator, or the submitter’s own key",
+        ),
         ("vera", "submit -", "your key is a viewer; submit needs submitter"),
         ("amber", "builds", "your key is an agent; builds needs viewer"),
         ("olga", "check", "your key is an operator; check needs admin"),

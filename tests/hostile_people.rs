@@ -24,8 +24,9 @@ use steading::{
     commands::called,
     config::Config,
     core::{derivation::Derivation, store_path::StorePath},
-    ssh::Role,
+    ssh::{ClientConfig, Connection, Incoming, Role, connect, host_key},
 };
+use tokio_util::sync::CancellationToken;
 
 /// How many hostile lines there are at least.
 const LINES_MIN: usize = 1_000;
@@ -152,6 +153,70 @@ fn no_hostile_line_starts_a_process() {
     assert_eq!(faults_of_children(coordinator), 0, "the coordinator had a child");
     assert!(!marker.exists());
     assert!(farm.run("check").status.success());
+}
+
+/// Runs a line over a connection of our own, which sends any bytes, and returns the status of the
+/// answer.
+async fn status_of(connection: &Connection, line: &[u8]) -> u32 {
+    let (mut reader, writer) = connection.exec(line).await.unwrap();
+    // Whoever wants input gets none.
+    writer.end_data().await.ok();
+    let mut status = None;
+    loop {
+        match tokio::time::timeout(farm::COMMAND_MAX, reader.next()).await.unwrap() {
+            Incoming::Exited(code) => status = Some(code),
+            Incoming::Eof | Incoming::Lost => return status.unwrap(),
+            Incoming::Data(_) | Incoming::Stderr(_) => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_hostile_line_is_answered_without_a_process_and_each_refusal_is_noted() {
+    if let Some(reason) = obstacle() {
+        println!("skipped: {reason}");
+        return;
+    }
+    let farm = processes::Farm::start();
+    let coordinator = farm.coordinator_process().as_raw_nonzero().get().try_into().unwrap();
+    let marker = farm.dir().join("marker");
+    let mut lines: Vec<Vec<u8>> =
+        hostile_lines(marker.to_str().unwrap()).into_iter().map(String::into_bytes).collect();
+    lines.push(b"show \xff\xfe $(touch x)".to_vec());
+    lines.push([b"builds --drv ".as_slice(), &[0xc3; 1000]].concat());
+    lines.push([b"show ".as_slice(), &vec![b'A'; 200 << 10]].concat());
+    lines.push("wait x ".repeat(10_000).into_bytes());
+    assert!(lines.len() >= LINES_MIN);
+    let config = ClientConfig {
+        address: format!("127.0.0.1:{}", farm.port()),
+        host_keys: vec![farm.run_file("host_key.pub")],
+        identity: host_key::load(&farm.dir().join("identities/operator")).unwrap(),
+        user: "$(id)".to_owned(),
+    };
+    let connection = connect(&config, &CancellationToken::new()).await.unwrap();
+    let (mut refused, mut answered) = (0u64, 0u64);
+    for line in &lines {
+        match status_of(&connection, line).await {
+            2..=5 => refused += 1,
+            0 | 1 => answered += 1,
+            other => panic!("{}: {other}", line.escape_ascii()),
+        }
+    }
+    // What does not even fit into a packet costs its sender the connection, and nobody else.
+    let too_long = [b"show ".as_slice(), &vec![b'A'; 1 << 20]].concat();
+    assert!(connection.exec(too_long).await.is_err());
+    assert!(refused > 1_000, "{refused} of {} refused", lines.len());
+    println!("{refused} lines refused, {answered} questions answered");
+    // Each of them is in the audit, if only as one of a sum.
+    wait::until("all refusals are noted", || {
+        let rows = farm.objects("audit --limit 10000");
+        assert!(rows.iter().all(|row| row["result"] == "refused"), "{rows:?}");
+        assert!(!rows.iter().any(|row| row["line"].as_str().unwrap().contains(char::is_control)));
+        rows.iter().map(|row| row["lines"].as_u64().unwrap()).sum::<u64>() == refused
+    });
+    assert_eq!(children(coordinator), [] as [String; 0]);
+    assert_eq!(faults_of_children(coordinator), 0, "the coordinator had a child");
+    assert!(!marker.exists());
 }
 
 /// Submits a derivation that is hostile wherever it can be, names subsystems and variables.

@@ -31,6 +31,7 @@ mod blocking;
 mod bulk;
 mod child;
 pub mod doctor;
+mod enroll;
 mod express;
 mod inputs;
 mod life;
@@ -49,7 +50,7 @@ mod watch;
 
 use crate::{
     builders::{BuilderKind, Substituters},
-    core::store_path::StoreDir,
+    core::{id::Name, store_path::StoreDir},
     protocol::handshake::Capabilities,
     ssh::{self, ClientConfig, ConnectError, KeyFileError},
     telemetry::{self, Clock},
@@ -77,6 +78,10 @@ pub struct AgentConfig {
     pub host_keys: Vec<String>,
     /// The agent's own key file, made when it is missing.
     pub identity: PathBuf,
+    /// With what it lets itself in when its key is not known.
+    pub token: Option<String>,
+    /// What it would like to be called then, if not like its host.
+    pub name: Option<Name>,
     /// The executable that is started as `attempt SPOOL_DIR` for each attempt;
     /// [`AgentConfig::THIS_PROGRAM`] unless the caller is another program.
     pub program: PathBuf,
@@ -219,6 +224,10 @@ pub async fn run(
     let mut attempts = Attempts::restore(state.attempts_dir(), Arc::clone(&equipment))?;
     let (caretaker, capacity) = Caretaker::new(&equipment.config, clock, attempts.running());
     let dialer = session::Dialer { client, instance: state.instance, clock, capacity, cancel };
+    let enrollment = enroll::Request {
+        token: equipment.config.token.clone(),
+        name: equipment.config.name.clone(),
+    };
     tokio::select! {
         // A stop cuts the connections, too, which is then nothing to speak of.
         biased;
@@ -227,18 +236,29 @@ pub async fn run(
             Ok(())
         }
         () = caretaker.run() => Ok(()),
-        error = keep_connected(&dialer, &mut attempts) => Err(error),
+        error = keep_connected(&dialer, &enrollment, &mut attempts) => Err(error),
     }
 }
 
 /// Connects for ever; returns only when the configuration is wrong.
-async fn keep_connected(dialer: &session::Dialer, attempts: &mut Attempts) -> AgentError {
+async fn keep_connected(
+    dialer: &session::Dialer,
+    enrollment: &enroll::Request,
+    attempts: &mut Attempts,
+) -> AgentError {
     let mut backoff = Backoff::default();
     loop {
         let ended = session::run(dialer, attempts).await;
         attempts.unlink();
         let pause = match ended {
             Ended::Misconfigured(error) => return AgentError::HostKeys(error),
+            Ended::Unknown(reason) => {
+                tracing::warn!(reason, "the coordinator does not know this agent");
+                if attempts.meanwhile(enroll::ask(dialer, enrollment)).await {
+                    backoff = Backoff::default();
+                }
+                backoff.pause()
+            }
             Ended::Refused(reason) => {
                 // Only a person can lift that, often at this very moment: a machine whose key was
                 // just copied should not wait for long.

@@ -47,6 +47,8 @@ pub(super) struct Dialer {
 pub(super) enum Ended {
     /// There was none, and there will be none with this configuration.
     Misconfigured(ConnectError),
+    /// The coordinator does not know this agent's key.
+    Unknown(String),
     /// The coordinator does not want this agent, or is not the coordinator.
     Refused(String),
     /// There was none.
@@ -127,9 +129,8 @@ fn protocol_min(capabilities: &Capabilities) -> u16 {
 fn unreached(error: ConnectError) -> Ended {
     match error {
         ConnectError::PinnedKey(_) | ConnectError::NothingPinned(_) => Ended::Misconfigured(error),
-        ConnectError::HostKeyMismatch { .. } | ConnectError::Refused { .. } => {
-            Ended::Refused(telemetry::chain(&error))
-        }
+        ConnectError::Refused { .. } => Ended::Unknown(telemetry::chain(&error)),
+        ConnectError::HostKeyMismatch { .. } => Ended::Refused(telemetry::chain(&error)),
         ConnectError::Unreachable { .. }
         | ConnectError::TimedOut { .. }
         | ConnectError::BrokenOff { .. }

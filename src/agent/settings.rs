@@ -3,8 +3,10 @@
 //! | key | unit | default | meaning |
 //! |---|---|---|---|
 //! | `coordinator` | host and port | none | where the coordinator listens |
-//! | `host-key` | public key or file | none | how the coordinator is recognized; a file may hold two keys |
-//! | `identity` | file | `identity` in the state directory | the agent's key, made on first start |
+//! | `host-key` | public keys or files | none | how the coordinator is recognized; two while its key is changed |
+//! | `identity` | file | `identity` in the state directory | the agent's key, made on first start; a certificate for it is looked for beside it, as `identity-cert.pub` |
+//! | `token` | token | none | with it the agent lets itself in when its key is not known |
+//! | `name` | name | the host's | what it would like to be called then |
 //! | `builder` | `auto`, `nix`, `guix`, `direct` | `auto` | what builds on this machine |
 //! | `store-dir` | directory | `/nix/store`, `/gnu/store`, or `store` in the state directory | the store that is built into |
 //! | `physical-store-dir` | directory | the store directory | where the direct builder keeps its files |
@@ -39,7 +41,11 @@ use super::{
         gates::{Limits, Resource},
     },
 };
-use crate::{builders::Substituters, config::Presence, core::store_path::StoreDir};
+use crate::{
+    builders::Substituters,
+    config::Presence,
+    core::{id::Name, store_path::StoreDir},
+};
 use std::{
     collections::BTreeMap,
     io,
@@ -73,12 +79,19 @@ pub struct Settings {
     /// The coordinator
     #[arg(long, value_name = "HOST:PORT")]
     pub coordinator: Option<String>,
-    /// The coordinator's public host key, or a file with one or two of them
-    #[arg(long, value_name = "FILE|KEY")]
-    pub host_key: Option<String>,
+    /// The coordinator's public host key, or a file with some; repeat it while the key is changed
+    #[arg(long = "host-key", value_name = "FILE|KEY")]
+    #[serde(rename = "host-key", deserialize_with = "one_or_several")]
+    pub host_keys: Vec<String>,
     /// This agent's key, made on first start [default: DIR/identity]
     #[arg(long, value_name = "FILE")]
     pub identity: Option<PathBuf>,
+    /// Lets this agent in when its key is not known; better in $`STEADING_TOKEN` or agent.toml
+    #[arg(long, value_name = "TOKEN")]
+    pub token: Option<String>,
+    /// What this agent would like to be called when its key is not known [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<Name>,
     /// What builds on this machine [default: auto]
     #[arg(long, value_enum)]
     pub builder: Option<BuilderChoice>,
@@ -144,6 +157,21 @@ pub struct Settings {
     pub substituters_for_derivations: Option<Vec<String>>,
 }
 
+/// Reads a value that is one text or a list of them.
+fn one_or_several<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum OneOrSeveral {
+        One(String),
+        Several(Vec<String>),
+    }
+    let read = <OneOrSeveral as serde::Deserialize>::deserialize(value)?;
+    Ok(match read {
+        OneOrSeveral::One(one) => vec![one],
+        OneOrSeveral::Several(several) => several,
+    })
+}
+
 /// Why an agent's settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -196,8 +224,10 @@ impl Settings {
         let list = |own: Vec<String>, other| if own.is_empty() { other } else { own };
         Self {
             coordinator: self.coordinator.or(others.coordinator),
-            host_key: self.host_key.or(others.host_key),
+            host_keys: list(self.host_keys, others.host_keys),
             identity: self.identity.or(others.identity),
+            token: self.token.or(others.token),
+            name: self.name.or(others.name),
             builder: self.builder.or(others.builder),
             store_dir: self.store_dir.or(others.store_dir),
             physical_store_dir: self.physical_store_dir.or(others.physical_store_dir),

@@ -1,7 +1,10 @@
 //! How a command ends.
 
 use crate::{
-    coordinator::{engine_thread::EngineGone, files::OpenError, submission::SubmissionError},
+    coordinator::{
+        engine_thread::EngineGone, enrollment::EnrollmentError, files::OpenError,
+        submission::SubmissionError,
+    },
     depot::DepotError,
     ssh::{Role, WriteError},
     store::StoreError,
@@ -46,6 +49,20 @@ pub(super) enum CommandError {
         /// The least role that may.
         needed: Role,
     },
+    /// The verb changes builds, and the key may not change any.
+    #[error(
+        "your key is {} {have}; {verb} needs operator, or the submitter’s own key",
+        article(*.have)
+    )]
+    NeitherOwn {
+        /// The key's role.
+        have: Role,
+        /// The verb.
+        verb: &'static str,
+    },
+    /// The key is known nowhere.
+    #[error("your key is not known here: ask for that with ‘ssh enroll@COORDINATOR enroll’")]
+    Stranger,
     /// The key may use the verb, but not on this.
     #[error("{0}")]
     NotPermitted(String),
@@ -84,6 +101,27 @@ impl From<OpenError> for CommandError {
     }
 }
 
+impl From<EnrollmentError> for CommandError {
+    fn from(error: EnrollmentError) -> Self {
+        let text = telemetry::chain(&error);
+        match error {
+            EnrollmentError::NoToken | EnrollmentError::Spent(_) | EnrollmentError::Removed => {
+                Self::NotPermitted(text)
+            }
+            EnrollmentError::NotWaiting(_) | EnrollmentError::NoSuchToken(_) => Self::NoSuch(text),
+            EnrollmentError::TooManyTokens
+            | EnrollmentError::Reserved(_)
+            | EnrollmentError::Taken { .. }
+            | EnrollmentError::Key(_) => Self::Refused(text),
+            EnrollmentError::Guessing | EnrollmentError::ListFull(_) | EnrollmentError::File(_) => {
+                Self::TryAgain(text)
+            }
+            EnrollmentError::Stopping(gone) => Self::Stopping(gone),
+            EnrollmentError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
 impl From<SubmissionError> for CommandError {
     fn from(error: SubmissionError) -> Self {
         Self::Submission(Box::new(error))
@@ -94,7 +132,7 @@ impl From<SubmissionError> for CommandError {
 const fn article(role: Role) -> &'static str {
     match role {
         Role::Agent | Role::Operator | Role::Admin => "an",
-        Role::Viewer | Role::Submitter => "a",
+        Role::Stranger | Role::Viewer | Role::Submitter => "a",
     }
 }
 
@@ -104,7 +142,10 @@ impl CommandError {
         match self {
             Self::Usage(_) => 2,
             Self::NoSuch(_) => 3,
-            Self::Role { .. } | Self::NotPermitted(_) => 4,
+            Self::Role { .. }
+            | Self::NeitherOwn { .. }
+            | Self::Stranger
+            | Self::NotPermitted(_) => 4,
             Self::Refused(_) => 5,
             Self::Submission(error) if is_refusal(error) => 5,
             Self::Submission(_)
@@ -136,6 +177,8 @@ impl CommandError {
             Self::Usage(_)
             | Self::NoSuch(_)
             | Self::Role { .. }
+            | Self::NeitherOwn { .. }
+            | Self::Stranger
             | Self::NotPermitted(_)
             | Self::Refused(_)
             | Self::TryAgain(_)
@@ -165,8 +208,12 @@ mod tests {
     #[test]
     fn a_missing_role_is_named_with_the_one_that_is_needed() {
         let error =
-            CommandError::Role { have: Role::Viewer, verb: "cancel", needed: Role::Submitter };
-        assert_eq!(error.text(), "your key is a viewer; cancel needs submitter");
+            CommandError::Role { have: Role::Viewer, verb: "submit", needed: Role::Submitter };
+        assert_eq!(error.text(), "your key is a viewer; submit needs submitter");
+        assert_eq!(error.status(), 4);
+        let error = CommandError::NeitherOwn { have: Role::Viewer, verb: "cancel" };
+        let text = "your key is a viewer; cancel needs operator, or the submitter’s own key";
+        assert_eq!(error.text(), text);
         assert_eq!(error.status(), 4);
     }
 }

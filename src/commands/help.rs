@@ -7,6 +7,7 @@ use super::{
     table::{self, Table},
     verb::{self, Act, Needs, VERBS},
 };
+use crate::ssh::Role;
 use serde::Serialize;
 
 /// The narrowest terminal that has room for the table; on others, texts go on in the next line.
@@ -50,7 +51,8 @@ impl Act for Help {
         let mut table = Table::new(&["verb", "needs", "what it does"]);
         for verb in VERBS.iter().filter(|verb| wanted(verb.name)) {
             let role = match verb.needs {
-                Needs::AnyKey => None,
+                Needs::Nothing | Needs::AnyKey => None,
+                Needs::Own => Some(Role::Submitter.to_string()),
                 Needs::Role(role) => Some(role.to_string()),
             };
             if output.format() == Format::Json {

@@ -1,15 +1,14 @@
 //! One command line on its way.
 
-use super::{error::CommandError, output::Output, table};
+use super::{error::CommandError, output::Output};
 use crate::{
-    coordinator::Coordinator,
-    core::{change::Change, engine::Input},
+    coordinator::{
+        Coordinator,
+        audit::{Act, Actor},
+    },
     ssh::{ChannelReader, Principal},
 };
 use std::{net::SocketAddr, sync::Arc};
-
-/// The longest line in the audit, in characters; longer ones are cut.
-const AUDIT_CHARACTERS_MAX: usize = 4_096;
 
 /// One command line on its way: what was said, by whom, and where the answer goes.
 #[derive(Debug)]
@@ -28,6 +27,8 @@ pub(super) struct Invocation {
     pub(super) input: ChannelReader,
     /// Standard output and standard error.
     pub(super) output: Output,
+    /// What it changes, as the audit has it.
+    pub(super) act: Option<Act>,
 }
 
 impl Invocation {
@@ -37,21 +38,13 @@ impl Invocation {
         found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 
-    /// Notes who changes something. It is durable before anything that is asked of the engine
+    /// Notes who changes something, once. It is durable before anything that is asked of the engine
     /// behind it.
-    pub(super) async fn audit(&self) -> Result<(), CommandError> {
-        let mut line = table::plain(&self.line);
-        if let Some((end, _)) = line.char_indices().nth(AUDIT_CHARACTERS_MAX) {
-            line.truncate(end);
-            line.push('…');
+    pub(super) async fn audit(&mut self) -> Result<(), CommandError> {
+        if self.act.is_none() {
+            let actor = Actor::new(&self.principal, self.peer);
+            self.act = Some(self.coordinator.audit.begin(&actor, &self.line).await?);
         }
-        let change = Change::Audit {
-            fingerprint: self.principal.fingerprint.clone(),
-            principal: self.principal.name.clone(),
-            line,
-            at: self.coordinator.clock.now().wall,
-        };
-        let input = Input::Record { token: None, changes: vec![change] };
-        Ok(self.coordinator.engine.tell(input).await?)
+        Ok(())
     }
 }

@@ -13,16 +13,19 @@
 mod advice;
 mod agents;
 mod asking;
+mod audit;
 mod builds;
 mod cancel;
 mod check;
 pub mod client;
 mod ends;
+mod enroll;
 mod error;
 mod events;
 mod help;
 mod hooks;
 mod invocation;
+mod keys;
 mod lines;
 mod log;
 pub mod manual;
@@ -52,12 +55,16 @@ mod why;
 mod words;
 
 use crate::{
-    coordinator::Coordinator,
+    coordinator::{Coordinator, audit::Actor},
     ssh::{Request, RequestKind},
 };
 use error::{CommandError, Exit};
 use invocation::Invocation;
 use output::Output;
+use std::ops::RangeInclusive;
+
+/// Which exit statuses are refusals: bad words, no such thing, not permitted, a limit or bad input.
+const REFUSALS: RangeInclusive<u8> = 2..=5;
 
 /// The exit status when something in here broke.
 const BROKEN: u32 = 75;
@@ -96,13 +103,17 @@ pub fn called(line: &[u8]) -> Result<&'static str, String> {
 }
 
 async fn answer(coordinator: Coordinator, request: Request) {
-    let words = match &request.kind {
-        RequestKind::Exec(line) => words::split(line),
-        RequestKind::Shell => Ok(vec!["help".to_owned()]),
-        RequestKind::Subsystem(name) => Err(CommandError::Usage(format!(
-            "there is no subsystem ‘{}’ for your key: give a verb, as in ‘ssh COORDINATOR help’",
-            table::plain(name),
-        ))),
+    let (words, said) = match request.kind {
+        RequestKind::Exec(line) => (words::split(&line), line),
+        RequestKind::Shell => (Ok(vec!["help".to_owned()]), Vec::new()),
+        RequestKind::Subsystem(name) => {
+            let reason = CommandError::Usage(format!(
+                "there is no subsystem ‘{}’ for your key: give a verb, as in ‘ssh COORDINATOR \
+                 help’",
+                table::excerpt(&name),
+            ));
+            (Err(reason), format!("subsystem {name}").into_bytes())
+        }
     };
     let output = Output::new(&request.output, request.pty.map(|size| size.columns));
     let mut invocation = Invocation {
@@ -113,21 +124,39 @@ async fn answer(coordinator: Coordinator, request: Request) {
         line: String::new(),
         input: request.input,
         output,
+        act: None,
     };
     let ended = match words {
         Ok(words) => obey(&mut invocation, &words).await,
         Err(error) => Err(error),
     };
-    let status = match ended {
-        Ok(exit) => exit.status(),
+    let (status, reason) = match ended {
+        Ok(exit) => (exit.status(), None),
         Err(error) => {
             error.log(&invocation.line);
-            // Whoever asked may have gone; the status is then for nobody, too.
-            invocation.output.message(&error.text()).await.ok();
-            error.status()
+            (error.status(), Some(error.text()))
         }
     };
+    // Before anybody hears of it, so that whoever is answered finds it in the audit.
+    note_end(&mut invocation, &said, status, reason.as_deref()).await;
+    if let Some(reason) = &reason {
+        // Whoever asked may have gone; the status is then for nobody, too.
+        invocation.output.message(reason).await.ok();
+    }
     invocation.output.exit(status).await;
+}
+
+/// Notes how an act ended, and what was refused. Questions that were answered are not noted.
+async fn note_end(invocation: &mut Invocation, said: &[u8], status: u32, reason: Option<&str>) {
+    let status = u8::try_from(status).unwrap_or(u8::MAX);
+    // When the engine is gone nothing can be noted, and the next process says that of acts.
+    if let Some(act) = invocation.act.take() {
+        act.end(status, reason).await.ok();
+    } else if REFUSALS.contains(&status) {
+        let actor = Actor::new(&invocation.principal, invocation.peer);
+        let auditor = &invocation.coordinator.audit;
+        auditor.refused(&actor, said, status, reason.unwrap_or_default()).await.ok();
+    }
 }
 
 async fn obey(invocation: &mut Invocation, words: &[String]) -> Result<Exit, CommandError> {

@@ -56,11 +56,21 @@ impl Act for Retry {
             Some(asked) => Some(settings::granted(invocation, asked).await?),
             None => None,
         };
-        let wish = RetryWish { agents: self.agents, not_agents: self.not_agents, priority };
+        let open_max = invocation.principal.quotas.open_builds;
+        let wish =
+            RetryWish { agents: self.agents, not_agents: self.not_agents, priority, open_max };
         invocation.audit().await?;
         let answer = invocation.coordinator.engine.retry(own, by, wish).await?;
-        let Answer::Retried(results) = answer else {
-            return Err(CommandError::TryAgain("the engine answered another question".to_owned()));
+        let results = match answer {
+            Answer::Retried(results) => results,
+            Answer::TooMany(over) => {
+                return Err(settings::too_many(&over, "nothing is tried again"));
+            }
+            _ => {
+                return Err(CommandError::TryAgain(
+                    "the engine answered another question".to_owned(),
+                ));
+            }
         };
         report(invocation, results).await
     }

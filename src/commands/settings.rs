@@ -1,9 +1,12 @@
 //! What a submission is given besides derivations, from options, the session's environment and the
 //! key. Order of force: option, environment, key, default.
 
-use super::{error::CommandError, invocation::Invocation, table};
+use super::{error::CommandError, invocation::Invocation, table, times};
 use crate::{
-    core::build::{PRIORITY_MAX, PRIORITY_MIN},
+    core::{
+        build::{PRIORITY_MAX, PRIORITY_MIN},
+        engine::OverQuota,
+    },
     ssh::Principal,
 };
 use std::str::FromStr;
@@ -121,6 +124,29 @@ pub(super) async fn granted(invocation: &mut Invocation, asked: i32) -> Result<i
     Ok(priority)
 }
 
+/// Takes one of the submissions that the key may make in an hour.
+pub(super) fn take_submission(invocation: &Invocation) -> Result<(), CommandError> {
+    let principal = &invocation.principal;
+    let Some(per_hour) = principal.quotas.submissions_per_hour else { return Ok(()) };
+    let quotas = &invocation.coordinator.quotas;
+    quotas.take_submission(&principal.name, per_hour).map_err(|ms| {
+        let when = times::span(i64::try_from(ms).unwrap_or(i64::MAX).saturating_add(999));
+        CommandError::Refused(format!(
+            "your key may submit {per_hour} times in an hour, and has: the next time in {when}; \
+             one submission may have many derivations. Nothing was submitted"
+        ))
+    })
+}
+
+/// Returns what somebody is told who would have too many open builds.
+pub(super) fn too_many(over: &OverQuota, so: &str) -> CommandError {
+    CommandError::Refused(format!(
+        "your key may have {} open builds: there are {}, and this would make {} more; wait until \
+         some have ended, or cancel them; {so}",
+        over.most, over.open, over.more
+    ))
+}
+
 /// Reads a priority.
 fn priority(text: &str) -> Result<i32, String> {
     text.trim()
@@ -169,7 +195,7 @@ fn merge(sources: [Vec<Tag>; 3]) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ssh::Role;
+    use crate::ssh::{Credential, Quotas, Role};
 
     fn principal(max_priority: Option<i32>) -> Principal {
         Principal {
@@ -180,6 +206,8 @@ mod tests {
             tags: vec![("site".to_owned(), "lab".to_owned()), ("by".to_owned(), "key".to_owned())],
             max_priority,
             trusted_import: false,
+            quotas: Quotas::default(),
+            credential: Credential::Listed,
         }
     }
 

@@ -161,6 +161,7 @@ impl Act for Submit {
             invocation.output.message(remark).await?;
         }
         invocation.audit().await?;
+        settings::take_submission(invocation)?;
         let roots = match named {
             Named::Paths(paths) => paths,
             Named::OnStdin => from_stdin(invocation).await?,
@@ -251,6 +252,7 @@ impl Submit {
             },
             tags: settings.tags,
             key: settings.key,
+            open_max: invocation.principal.quotas.open_builds,
             uuid: self.terms.uuid,
             demands: self.terms.demands(),
             not_before: self.terms.defer_until.map(|deadline| deadline.from(now)),
@@ -263,6 +265,9 @@ impl Submit {
             Submitted::Not(NotSubmitted::Taken(id)) => Err(CommandError::Refused(format!(
                 "the id {id} is that of a build of another derivation; nothing was submitted"
             ))),
+            Submitted::Not(NotSubmitted::TooMany(over)) => {
+                Err(settings::too_many(&over, "nothing was submitted"))
+            }
             Submitted::Not(NotSubmitted::Unknown(_)) => {
                 let text = "a derivation was removed meanwhile: submit again";
                 Err(CommandError::TryAgain(text.to_owned()))

@@ -1,9 +1,9 @@
 //! The table of verbs, and from words to one of them.
 
 use super::{
-    agents, builds, cancel, check, error::CommandError, error::Exit, events, help, hooks,
-    invocation::Invocation, log, missing, nar, output::Format, outputs, reload, retry, set, show,
-    status, submit, table, unplaceable, version, wait, whoami, why,
+    agents, audit, builds, cancel, check, enroll, error::CommandError, error::Exit, events, help,
+    hooks, invocation::Invocation, keys, log, missing, nar, output::Format, outputs, reload, retry,
+    set, show, status, submit, table, unplaceable, version, wait, whoami, why,
 };
 use crate::ssh::Role;
 use clap::{
@@ -31,10 +31,14 @@ pub(super) trait Act: Args + Send + 'static {
 /// Who may use a verb.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Needs {
+    /// Whoever has a key, known or not.
+    Nothing,
     /// Everybody who was let in, agents too.
     AnyKey,
     /// People whose role includes this one.
     Role(Role),
+    /// Submitters for what they submitted, operators for everything.
+    Own,
 }
 
 /// What a verb's answer comes from.
@@ -61,7 +65,7 @@ const OPERATOR: Needs = Needs::Role(Role::Operator);
 const ADMIN: Needs = Needs::Role(Role::Admin);
 
 /// All verbs, in the order in which `help` lists them.
-pub(super) static VERBS: [Verb; 22] = [
+pub(super) static VERBS: [Verb; 25] = [
     verb::<submit::Submit>(
         "submit",
         SUBMITTER,
@@ -112,19 +116,19 @@ pub(super) static VERBS: [Verb; 22] = [
     ),
     verb::<cancel::Cancel>(
         "cancel",
-        SUBMITTER,
+        Needs::Own,
         "cancel builds, your own or as operator anybody's",
         "ssh COORDINATOR cancel --where-tag branch=core",
     ),
     verb::<retry::Retry>(
         "retry",
-        SUBMITTER,
+        Needs::Own,
         "try builds again that failed, were canceled or are deferred",
         "ssh COORDINATOR retry --where-tag branch=core --not-agent amber",
     ),
     verb::<set::Set>(
         "set",
-        SUBMITTER,
+        Needs::Own,
         "change priority, tags or holds of builds that have not ended",
         "ssh COORDINATOR set --where-tag branch=core --priority 20",
     ),
@@ -170,11 +174,29 @@ pub(super) static VERBS: [Verb; 22] = [
         "read steading.toml again; what the planner goes by holds at once",
         "ssh COORDINATOR reload",
     ),
+    verb::<keys::Keys>(
+        "keys",
+        ADMIN,
+        "list who is let in, approve and revoke keys, make tokens",
+        "ssh COORDINATOR keys token new --expires 1d --uses 20 --role agent",
+    ),
+    verb::<audit::Audit>(
+        "audit",
+        ADMIN,
+        "list who changed what or was refused, the latest last",
+        "ssh COORDINATOR audit --since 1d --principal sam",
+    ),
     verb::<check::Check>(
         "check",
         ADMIN,
         "compare memory, database and depot with one another",
         "ssh COORDINATOR check",
+    ),
+    verb::<enroll::Enroll>(
+        "enroll",
+        Needs::Nothing,
+        "as SSH user ‘enroll’ with an unknown key: ask to become known",
+        "ssh enroll@COORDINATOR enroll --name amber",
     ),
     verb::<whoami::Whoami>(
         "whoami",
@@ -216,10 +238,15 @@ fn run_as<'a, A: Act>(invocation: &'a mut Invocation, matches: &'a ArgMatches) -
 impl Verb {
     /// Asks whether a role may use the verb.
     pub(super) fn authorize(&self, role: Role) -> Result<(), CommandError> {
+        if role == Role::Stranger && self.needs != Needs::Nothing {
+            return Err(CommandError::Stranger);
+        }
         match self.needs {
-            Needs::AnyKey => Ok(()),
+            Needs::Nothing | Needs::AnyKey => Ok(()),
             Needs::Role(needed) if role.includes(needed) => Ok(()),
+            Needs::Own if role.includes(Role::Submitter) => Ok(()),
             Needs::Role(needed) => Err(CommandError::Role { have: role, verb: self.name, needed }),
+            Needs::Own => Err(CommandError::NeitherOwn { have: role, verb: self.name }),
         }
     }
 
@@ -406,7 +433,8 @@ mod tests {
         let named = |name| VERBS.iter().find(|verb| verb.name == name).unwrap();
         for verb in &VERBS {
             let may = |role: Role| verb.authorize(role).is_ok();
-            let anybody = matches!(verb.name, "whoami" | "help" | "version");
+            let anybody = matches!(verb.name, "enroll" | "whoami" | "help" | "version");
+            assert_eq!(may(Role::Stranger), verb.name == "enroll", "{}", verb.name);
             assert_eq!(may(Role::Agent), anybody, "{}", verb.name);
             assert!(may(Role::Admin), "{}", verb.name);
         }

@@ -4,8 +4,10 @@ use super::{
     error::{CommandError, Exit},
     invocation::Invocation,
     output::Format,
+    table, times,
     verb::Act,
 };
+use crate::{core::time::Timestamp, ssh::Credential};
 use serde::Serialize;
 
 /// The arguments.
@@ -21,7 +23,31 @@ struct Object<'a> {
     max_priority: Option<i32>,
     trusted_import: bool,
     systems: Option<&'a [String]>,
+    max_open_builds: Option<u32>,
+    max_submissions_per_hour: Option<u32>,
+    /// What the certificate says by which the key is known.
+    certificate: Option<Certificate<'a>>,
     address: String,
+}
+
+#[derive(Serialize)]
+struct Certificate<'a> {
+    authority: &'a str,
+    serial: u64,
+    key_id: &'a str,
+    expires: Option<String>,
+}
+
+impl<'a> Certificate<'a> {
+    fn of(credential: &'a Credential) -> Option<Self> {
+        let Credential::Certificate(certified) = credential else { return None };
+        let expires = certified.expires_s.and_then(|seconds| {
+            let ms = i64::try_from(seconds).ok()?.checked_mul(1_000)?;
+            Some(times::rfc3339(Timestamp::from_ms(ms)))
+        });
+        let (serial, key_id) = (certified.serial, certified.key_id.as_str());
+        Some(Self { authority: &certified.authority, serial, key_id, expires })
+    }
 }
 
 impl Act for Whoami {
@@ -35,6 +61,9 @@ impl Act for Whoami {
             max_priority: principal.max_priority,
             trusted_import: principal.trusted_import,
             systems: principal.systems.as_deref(),
+            max_open_builds: principal.quotas.open_builds,
+            max_submissions_per_hour: principal.quotas.submissions_per_hour,
+            certificate: Certificate::of(&principal.credential),
             address: invocation.peer.to_string(),
         };
         if invocation.output.format() == Format::Json {
@@ -55,6 +84,18 @@ impl Act for Whoami {
         }
         if let Some(systems) = object.systems {
             lines.push(format!("systems      {}", systems.join(", ")));
+        }
+        if let Some(most) = object.max_open_builds {
+            lines.push(format!("open builds  at most {most}"));
+        }
+        if let Some(most) = object.max_submissions_per_hour {
+            lines.push(format!("submissions  at most {most} in an hour"));
+        }
+        if let Some(one) = &object.certificate {
+            let until = one.expires.as_deref().unwrap_or("further notice");
+            let id = table::plain(one.key_id);
+            let authority = one.authority;
+            lines.push(format!("certificate  {id}, {}, of {authority} until {until}", one.serial));
         }
         if object.trusted_import {
             lines.push("may import outputs that cannot be verified".to_owned());

@@ -12,8 +12,8 @@ use crate::{
         change::{Change, Limits},
         demands::Demands,
         engine::{
-            Answer, Ask, Authority, Effect, IdSource, Input, Inputs, Order, RetryWish, Token, Told,
-            Wanting,
+            Answer, Ask, Authority, Effect, IdSource, Input, Inputs, Order, OverQuota, RetryWish,
+            Token, Told, Wanting,
         },
         event::Cursor,
         id::{AttemptId, BuildId, Name},
@@ -54,6 +54,8 @@ pub struct SubmitRequest {
     pub tags: Vec<(String, String)>,
     /// The submitter's own name for the request.
     pub key: Option<String>,
+    /// How many open builds the submitter may have with these; any number when absent.
+    pub open_max: Option<u32>,
     /// The id of the build, as the submitter has chosen it: of a request for one.
     pub uuid: Option<BuildId>,
     /// What each build that was named asks of its agent.
@@ -81,6 +83,7 @@ impl SubmitRequest {
             limits: Limits::default(),
             tags: Vec::new(),
             key: None,
+            open_max: None,
             uuid: None,
             demands: Demands::default(),
             not_before: None,
@@ -98,6 +101,8 @@ pub enum NotSubmitted {
     Unknown(Vec<PathHash>),
     /// The chosen id is that of a build of another derivation.
     Taken(BuildId),
+    /// The submitter would have too many open builds.
+    TooMany(OverQuota),
 }
 
 /// The answer to a [`SubmitRequest`].
@@ -507,6 +512,13 @@ impl EngineThread {
             Effect::Reply { token, answer: Answer::Submitted { builds, implied, replaced } } => {
                 if let Some(reply) = self.submitters.remove(&token) {
                     drop(reply.send(Submitted::Builds { builds, implied, replaced }));
+                }
+            }
+            Effect::Reply { token, answer: Answer::TooMany(over) }
+                if self.submitters.contains_key(&token) =>
+            {
+                if let Some(reply) = self.submitters.remove(&token) {
+                    drop(reply.send(Submitted::Not(NotSubmitted::TooMany(over))));
                 }
             }
             Effect::Reply { token, answer } => {

@@ -1,10 +1,11 @@
 //! Removes from time to time what nobody will go on with: uploads of attempts that are over, files
-//! of the depot that no row speaks of, and events of long ago.
+//! of the depot that no row speaks of, events of long ago, and old lines of the audit.
 
 use super::{Coordinator, engine_thread::EngineGone};
 use crate::{
     config::Config,
     core::{
+        audit::AuditChange,
         change::Change,
         engine::{Ask, Input, Told},
         time::Timestamp,
@@ -36,6 +37,8 @@ const FORGET_INTERVAL: Duration = Duration::from_mins(1);
 const EVENTS_KEPT_MIN: u64 = 10_000;
 /// How long a day is, in milliseconds.
 const DAY_MS: i64 = 86_400_000;
+/// How many lines of the audit go in one commit, so that builds do not wait for it.
+const AUDIT_LINES_PER_SWEEP: u32 = 2_000;
 
 /// Why a sweep was given up.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +65,7 @@ pub(super) async fn keep_clean(coordinator: Coordinator, cancel: CancellationTok
         }
         let swept = async {
             sweep_uploads(&coordinator).await?;
+            sweep_audit(&coordinator).await?;
             if number % ORPHANS_EVERY == 0 {
                 let before = coordinator.clock.now().wall.as_ms().saturating_sub(ORPHAN_AGE_MS);
                 sweep_orphans(&coordinator, Timestamp::from_ms(before)).await?;
@@ -117,6 +121,22 @@ pub(super) async fn forget_events_before(
         let changes = vec![Change::EventsForgotten { through }];
         let record = move |token| Input::Record { token: Some(token), changes };
         coordinator.engine.request(record).await?;
+    }
+}
+
+/// Removes lines of the audit that are old enough.
+pub(super) async fn sweep_audit(coordinator: &Coordinator) -> Result<(), SweepError> {
+    let days = i64::from(coordinator.config.lock().await.audit_keep_days);
+    let now = coordinator.clock.now().wall;
+    let before = now.plus_ms(days.saturating_mul(DAY_MS).saturating_neg());
+    loop {
+        let is_old = move |reader: &Reader| reader.audit_reaches_before(before);
+        if !coordinator.readers.read(is_old).await? {
+            return Ok(());
+        }
+        let prune = AuditChange::Pruned { before, most: AUDIT_LINES_PER_SWEEP };
+        let changes = vec![Change::Audit(Box::new(prune))];
+        coordinator.engine.request(|token| Input::Record { token: Some(token), changes }).await?;
     }
 }
 

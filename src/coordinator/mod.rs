@@ -10,13 +10,16 @@
 //! or speak to people (that is `commands`). It is started by [`start::start`].
 
 mod acl;
+pub mod audit;
 mod below;
 pub mod bulk;
 pub mod control;
 mod eager;
 pub mod engine_thread;
+pub mod enrollment;
 pub mod event_line;
 mod exports;
+mod expulsion;
 pub mod files;
 pub mod forms;
 pub mod hooks;
@@ -28,6 +31,7 @@ mod offer;
 pub mod pressure;
 mod probe;
 pub mod publishing;
+pub mod quotas;
 pub mod readers;
 pub mod sftp;
 mod small;
@@ -49,9 +53,12 @@ use crate::{
     ssh::Monitor,
     telemetry::Clock,
 };
+use audit::Auditor;
 use engine_thread::EngineHandle;
+use enrollment::Enrollment;
 use logs::Logs;
 use pressure::{Activity, Pressure};
+use quotas::Quotas;
 use readers::Readers;
 use std::{path::PathBuf, sync::Arc};
 use tokio::sync::{broadcast, watch};
@@ -86,6 +93,12 @@ pub struct Coordinator {
     pub hooks: hooks::Outbox,
     /// What sessions of agents dropped.
     pub dropped: Arc<control::Dropped>,
+    /// Who does what.
+    pub audit: Auditor,
+    /// Who submits how often.
+    pub quotas: Quotas,
+    /// Whose key becomes known.
+    pub enrollment: Enrollment,
     /// The clock.
     pub clock: Clock,
     /// The state directory.

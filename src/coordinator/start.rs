@@ -2,14 +2,19 @@
 //! started, and requests handed to those who serve them.
 
 use super::{
-    Coordinator, bulk, control,
+    Coordinator,
+    audit::Auditor,
+    bulk, control,
     engine_thread::{self, Outlets},
+    enrollment::Enrollment,
+    expulsion,
     forms::FormQueue,
     hooks, hygiene,
     keeper::Keeper,
     logs::{LOG_CAP_MIN, LogRules, Logs},
     pressure::{self, Activity, Pressure},
     publishing::{self, Outlet},
+    quotas::Quotas,
     readers::Readers,
     sftp,
     small::Room,
@@ -26,7 +31,10 @@ use crate::{
     },
     depot::{Depot, DepotError, Publisher},
     protocol::{BULK_SUBSYSTEM, CONTROL_SUBSYSTEM},
-    ssh::{self, Door, DoorConfig, DoorError, DoorLimits, Request, RequestKind, Role},
+    ssh::{
+        self, Door, DoorConfig, DoorError, DoorLimits, KeyPair, Request, RequestKind, Role,
+        host_key,
+    },
     store::{Store, StoreError},
     telemetry::{self, Clock},
 };
@@ -58,8 +66,14 @@ const FAREWELL_MAX: Duration = Duration::from_secs(7);
 const RESTED_MAX: usize = 4_096;
 /// The same for builds that are given to agents.
 const ALLOCATED_MAX: usize = 4_096;
-/// The folders of the keydir, one per role.
-const ROLE_FOLDERS: [&str; 5] = ["agents", "viewers", "submitters", "operators", "admins"];
+/// The folders of the keydir, one per role, and the one of authorities.
+const KEYDIR_FOLDERS: [&str; 6] = ["agents", "viewers", "submitters", "operators", "admins", "ca"];
+/// The keydir, in the state directory.
+const KEYDIR: &str = "keys";
+/// The host key, in the state directory.
+const HOST_KEY: &str = "secrets/host_ed25519";
+/// The one that will take its place; see keys/README.md.
+const NEXT_HOST_KEY: &str = "secrets/host_ed25519.next";
 
 /// Why the coordinator cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +110,9 @@ pub enum StartError {
     /// Hooks have no way in.
     #[error("hooks cannot be served")]
     Hooks(#[from] hooks::EnvironmentError),
+    /// The engine ended at once.
+    #[error(transparent)]
+    Engine(#[from] engine_thread::EngineGone),
     /// There is no randomness.
     #[error("the operating system gives no randomness")]
     Randomness,
@@ -110,6 +127,8 @@ pub struct Started {
     pub address: SocketAddr,
     /// The public half of its host key, as in `known_hosts`.
     pub host_public_key: String,
+    /// That of the host key that will take its place, when there is one already.
+    pub next_host_public_key: Option<String>,
     /// The public signing key of the Nix dialect.
     pub signing_public_key: String,
     /// That of the Guix dialect, an S-expression of several lines.
@@ -179,11 +198,16 @@ pub async fn start(
         unwritten,
     };
     publishing.start(publisher, outlet, clock);
+    let audit = Auditor::start(engine.clone(), clock).await?;
+    tokio::spawn(audit.clone().sum_up(cancel.clone()));
+    let keydir = state_dir.join(KEYDIR);
+    let enrollment = Enrollment::load(engine.clone(), &readers, clock, keydir).await?;
     let door = ssh::open(door_config(state_dir, listen), clock, cancel.clone()).await?;
     if let Err(error) = door.open_locally(&state_dir.join(ssh::local::SOCKET)) {
         // Such as a path that is too long for a socket: few need it, and all else works.
         tracing::warn!(%error, "nobody can come through ‘steading stdio’");
     }
+    let next_host_key = next_host_key(&state_dir.join(NEXT_HOST_KEY))?;
     let signing_public_key = depot.public_key();
     let guix_signing_public_key = depot.guix_public_key();
     let coordinator = Coordinator {
@@ -200,6 +224,9 @@ pub async fn start(
         events,
         hooks: hooks::Outbox::default(),
         dropped: Arc::default(),
+        audit,
+        enrollment,
+        quotas: Quotas::new(clock),
         clock,
         state_dir: state_dir.to_owned(),
         config: Arc::new(tokio::sync::Mutex::new(config.clone())),
@@ -208,10 +235,12 @@ pub async fn start(
     };
     tokio::spawn(hygiene::keep_clean(coordinator.clone(), cancel.clone()));
     tell_and_serve_hooks(&coordinator, &door, config, &cancel).await?;
+    tokio::spawn(expulsion::follow(coordinator.clone(), cancel.clone()));
     let started = Started {
         coordinator,
         address: door.address,
         host_public_key: door.host_public_key.clone(),
+        next_host_public_key: next_host_key.map(|key| key.public_line()),
         signing_public_key,
         guix_signing_public_key,
         door,
@@ -222,15 +251,6 @@ pub async fn start(
     };
     started.write_addresses(state_dir).map_err(unusable)?;
     Ok(started)
-}
-
-fn door_config(state_dir: &Path, listen: SocketAddr) -> DoorConfig {
-    DoorConfig {
-        listen,
-        host_key: state_dir.join("secrets/host_ed25519"),
-        keydir: state_dir.join("keys"),
-        limits: DoorLimits::default(),
-    }
 }
 
 /// Tells that the coordinator has started, and lets hooks have this and all other events.
@@ -334,8 +354,36 @@ impl Started {
             fs::write(&fresh, format!("{text}\n"))?;
             fs::rename(&fresh, run.join(name))?;
         }
+        let next = run.join("host_key_next.pub");
+        match &self.next_host_public_key {
+            Some(key) => {
+                let fresh = run.join(".host_key_next.pub.new");
+                fs::write(&fresh, format!("{key}\n"))?;
+                fs::rename(&fresh, next)?;
+            }
+            None if next.exists() => fs::remove_file(next)?,
+            None => {}
+        }
         Ok(())
     }
+}
+
+fn door_config(state_dir: &Path, listen: SocketAddr) -> DoorConfig {
+    DoorConfig {
+        listen,
+        host_key: state_dir.join(HOST_KEY),
+        keydir: state_dir.join(KEYDIR),
+        limits: DoorLimits::default(),
+    }
+}
+
+/// Returns the host key that is to come, if there is one. It is not made here: that it exists says
+/// that somebody wants to change.
+fn next_host_key(path: &Path) -> Result<Option<KeyPair>, DoorError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    host_key::load(path).map(Some).map_err(DoorError::HostKey)
 }
 
 /// Returns what ended the engine's thread.
@@ -350,8 +398,8 @@ fn make_dirs(state_dir: &Path) -> io::Result<()> {
     for name in ["logs", "run", "keys", "hooks"] {
         fs::create_dir_all(state_dir.join(name))?;
     }
-    for role in ROLE_FOLDERS {
-        fs::create_dir_all(state_dir.join("keys").join(role))?;
+    for folder in KEYDIR_FOLDERS {
+        fs::create_dir_all(state_dir.join("keys").join(folder))?;
     }
     let secrets = state_dir.join("secrets");
     if !secrets.exists() {

@@ -85,6 +85,7 @@ impl Truth {
             limits: request.limits,
             tags: request.tags,
             key: request.key,
+            open_max: request.open_max,
             demands: request.demands.sorted(),
             not_before: request.not_before,
             replaces,

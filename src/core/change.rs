@@ -3,9 +3,11 @@
 use super::{
     agent::{Abilities, Suspension},
     attempt::AttemptState,
+    audit::AuditChange,
     build::{Blame, BuildState, Hold},
     compression::Compression,
     demands::Demands,
+    enrollment::EnrollmentChange,
     event::{Cursor, Event},
     hash::Sha256,
     hook::HookChange,
@@ -180,17 +182,10 @@ pub enum Change {
     },
     /// Something is written down of a hook.
     Hook(Box<HookChange>),
-    /// A principal did something that changes state.
-    Audit {
-        /// The fingerprint of the key.
-        fingerprint: String,
-        /// Who the key is.
-        principal: Name,
-        /// The verb and its arguments.
-        line: String,
-        /// When.
-        at: Timestamp,
-    },
+    /// The audit.
+    Audit(Box<AuditChange>),
+    /// A key is on its way into the keydir, or a token was made or revoked.
+    Enrollment(Box<EnrollmentChange>),
 }
 
 /// A derivation as the database keeps it.

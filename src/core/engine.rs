@@ -30,7 +30,7 @@ pub use ask::{AgentView, Ask, Counts, Told, Unplaceable};
 pub use ignored::Ignored;
 pub use input::{
     Administered, Amended, Amendment, Answer, Authority, Canceled, Decision, Delivery, Effect,
-    HoldWish, Input, Inputs, Order, Root, Submission, Token, Wanted,
+    HoldWish, Input, Inputs, Order, OverQuota, Root, Submission, Token, Wanted,
 };
 pub use kept::KeptState;
 pub use open::{Build, Extras, Request};
@@ -129,6 +129,8 @@ pub struct Engine {
     deferred: BTreeSet<(Monotonic, Ix<Build>)>,
     /// How many builds are shown in each state.
     tally: tally::Tally,
+    /// How many open builds each submitter has; who has none is not in it.
+    open_of: BTreeMap<Name, usize>,
     /// The class that was met last.
     last_class: Option<(Arc<Class>, ClassIx)>,
     /// Offers that came before the report that the attempt is finished: they travel on different
@@ -169,6 +171,7 @@ impl Engine {
             accounts: Accounts::default(),
             deferred: BTreeSet::new(),
             tally: tally::Tally::default(),
+            open_of: BTreeMap::new(),
             last_class: None,
             early_offers: BTreeMap::new(),
             intake_closed: None,
@@ -244,6 +247,7 @@ impl Engine {
             Input::Administer { token, agent, decision, by } => {
                 self.administer(turn, token, &agent, decision, by);
             }
+            Input::Expel { agent } => self.expel(turn, &agent),
             Input::Intake { closed } => self.close_intake(turn, closed),
             Input::Started { session, attempt } => self.started(turn, session, attempt),
             Input::Finished { session, attempt, outcome } => {
@@ -328,10 +332,23 @@ impl Engine {
     /// Gives a build its place.
     fn enter(&mut self, build: Build) -> Ix<Build> {
         self.tally.enters(build.shown);
+        match self.open_of.get_mut(&build.request.submitter) {
+            Some(open) => *open += 1,
+            None => drop(self.open_of.insert(build.request.submitter.clone(), 1)),
+        }
         let ix = self.builds.insert(build);
         let builds = &self.builds;
         self.by_id.insert(ix.number(), |number| builds[Ix::from_number(number)].id.digest());
         ix
+    }
+
+    /// Counts an open build of somebody no more.
+    fn disown(&mut self, submitter: &Name) {
+        let open = self.open_of.get_mut(submitter).expect("whoever has a build is counted");
+        *open -= 1;
+        if *open == 0 {
+            self.open_of.remove(submitter);
+        }
     }
 
     /// Returns an open build.

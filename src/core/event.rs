@@ -362,7 +362,8 @@ impl<'a> Teller<'a> {
             | Change::Missing { .. }
             | Change::EventsForgotten { .. }
             | Change::Hook(_)
-            | Change::Audit { .. } => {}
+            | Change::Audit(_)
+            | Change::Enrollment(_) => {}
         }
     }
 

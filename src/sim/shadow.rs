@@ -217,7 +217,8 @@ impl Shadow {
             | Change::Event(_)
             | Change::EventsForgotten { .. }
             | Change::Hook(_)
-            | Change::Audit { .. } => {}
+            | Change::Audit(_)
+            | Change::Enrollment(_) => {}
         }
     }
 

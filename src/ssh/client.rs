@@ -1,8 +1,8 @@
 //! The agent's side: dialing the coordinator, whose host key is pinned.
 
 use super::{
-    CHANNEL_MESSAGES_MAX, INACTIVITY_MAX, KEEPALIVE_INTERVAL, KEEPALIVES_UNANSWERED_MAX,
-    OWN_PACKET_BYTES, OWN_WINDOW_BYTES,
+    CHANNEL_MESSAGES_MAX, ENROLL_USER, INACTIVITY_MAX, KEEPALIVE_INTERVAL,
+    KEEPALIVES_UNANSWERED_MAX, OWN_PACKET_BYTES, OWN_WINDOW_BYTES,
     channel::{self, ChannelReader, Deadlines, Revoked, Surroundings, Terminal},
     host_key::KeyPair,
     keys, preferred, rekey_write_bytes, socket, software,
@@ -213,8 +213,18 @@ async fn dial(
             });
         }
     };
-    let key = PrivateKeyWithHashAlg::new(Arc::clone(&config.identity.private), None);
-    match handle.authenticate_publickey(config.user.clone(), key).await.map_err(broken_off)? {
+    let user = || config.user.clone();
+    let private = || Arc::clone(&config.identity.private);
+    let certificate = config.identity.certificate().filter(|_| config.user != ENROLL_USER);
+    if let Some(certificate) = certificate {
+        let tried = handle.authenticate_openssh_cert(user(), private(), certificate).await;
+        if tried.map_err(broken_off)?.success() {
+            return Ok(Connection { handle, lost, flow, _lost_on_drop: lost_on_drop });
+        }
+        tracing::info!("the certificate beside the key is refused: the key itself is tried");
+    }
+    let key = PrivateKeyWithHashAlg::new(private(), None);
+    match handle.authenticate_publickey(user(), key).await.map_err(broken_off)? {
         AuthResult::Success => Ok(Connection { handle, lost, flow, _lost_on_drop: lost_on_drop }),
         AuthResult::Failure { .. } => Err(ConnectError::Refused {
             address: address(),
@@ -305,7 +315,11 @@ impl Connection {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub async fn exec(&self, line: &str) -> Result<(ChannelReader, GuardedWriter), OpenError> {
+    pub async fn exec(
+        &self,
+        line: impl AsRef<[u8]>,
+    ) -> Result<(ChannelReader, GuardedWriter), OpenError> {
+        let line = line.as_ref().to_vec();
         self.answered(async {
             let channel = self.handle.channel_open_session().await?;
             channel.exec(true, line).await?;

@@ -3,7 +3,7 @@
 use super::keys;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use russh::keys::{
-    Algorithm, PrivateKey,
+    Algorithm, Certificate, PrivateKey,
     ssh_key::{LineEnding, private::Ed25519Keypair},
 };
 use std::{
@@ -52,6 +52,8 @@ pub enum KeyFileError {
 #[derive(Clone)]
 pub struct KeyPair {
     pub(super) private: Arc<PrivateKey>,
+    /// The file that a certificate for it would be in.
+    certificate: Option<Arc<Path>>,
 }
 
 impl std::fmt::Debug for KeyPair {
@@ -64,7 +66,8 @@ impl KeyPair {
     /// Returns the key pair of 32 secret random bytes.
     #[must_use]
     pub fn from_seed(seed: [u8; 32]) -> Self {
-        Self { private: Arc::new(PrivateKey::from(Ed25519Keypair::from_seed(&seed))) }
+        let private = Arc::new(PrivateKey::from(Ed25519Keypair::from_seed(&seed)));
+        Self { private, certificate: None }
     }
 
     /// Returns the public key as one line, `ssh-ed25519 AAAA…`, without a comment.
@@ -73,6 +76,21 @@ impl KeyPair {
         let mut public = self.private.public_key().clone();
         public.set_comment("");
         public.to_openssh().unwrap_or_default()
+    }
+
+    /// Returns the certificate that lies beside the key, if there is one for it: `KEY-cert.pub`, as
+    /// `ssh-keygen -s` writes it. Read anew each time, since certificates are short-lived.
+    pub(super) fn certificate(&self) -> Option<Certificate> {
+        let path = self.certificate.as_deref()?;
+        let found = fs_err::metadata(path).ok().filter(|found| found.len() <= KEY_FILE_BYTES_MAX);
+        let text = fs_err::read_to_string(found.map(|_| path)?).ok()?;
+        let certificate = Certificate::from_openssh(&text).ok();
+        let own = self.private.public_key().key_data();
+        let fitting = certificate.filter(|certificate| certificate.public_key() == own);
+        if fitting.is_none() {
+            tracing::warn!(path = %path.display(), "not a certificate for the key beside it");
+        }
+        fitting
     }
 
     /// Returns the fingerprint as `ssh-keygen -l` prints it: `SHA256:` and base64.
@@ -118,7 +136,10 @@ pub fn load(path: &Path) -> Result<KeyPair, KeyFileError> {
     if private.is_encrypted() || private.algorithm() != Algorithm::Ed25519 {
         return Err(not_a_key());
     }
-    Ok(KeyPair { private: Arc::new(private) })
+    let mut certificate = path.as_os_str().to_owned();
+    certificate.push("-cert.pub");
+    let certificate = Some(Path::new(&certificate).into());
+    Ok(KeyPair { private: Arc::new(private), certificate })
 }
 
 /// Makes a new key file, unless one appears meanwhile.

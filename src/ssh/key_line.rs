@@ -4,9 +4,13 @@
 //! values in double quotes (`\"` inside them is a quote), then key type, base64 and comment. Only
 //! our own options exist; an unknown one refuses the key, since it may have been a restriction.
 
+use super::authorize::{Quotas, Role};
 use crate::core::time::Timestamp;
 use jiff::{civil::DateTime, tz::TimeZone};
-use russh::keys::{Algorithm, PublicKey, ssh_key::public::RsaPublicKey};
+use russh::keys::{
+    Algorithm, PublicKey,
+    ssh_key::public::{KeyData, RsaPublicKey},
+};
 
 /// The smallest RSA key of a person that is believed, in bits.
 const RSA_BITS_MIN: u32 = 2048;
@@ -23,6 +27,9 @@ pub(super) struct KeyOptions {
     /// From this moment on the key is refused.
     pub(super) expires: Option<Timestamp>,
     pub(super) trusted_import: bool,
+    pub(super) quotas: Quotas,
+    /// The roles that an authority may give; only its lines have that.
+    pub(super) roles: Option<Vec<Role>>,
 }
 
 /// Why a line names no key that may come in.
@@ -37,7 +44,8 @@ pub(super) enum LineError {
     #[error("a quote is not closed: values are written as name=\"value\"")]
     Quote,
     #[error(
-        "unknown option ‘{0}’: there are systems, tags, max-priority, expiry-time, trusted-import"
+        "unknown option ‘{0}’: there are systems, tags, max-priority, max-open-builds, \
+         max-submissions-per-hour, expiry-time, trusted-import, and roles for authorities"
     )]
     UnknownOption(String),
     #[error("option ‘{0}’ is given twice: keep one")]
@@ -94,14 +102,19 @@ fn parse_key(text: &str) -> Result<PublicKey, LineError> {
             LineError::NotAKey
         }
     })?;
+    accept(key.key_data()).map(|()| key)
+}
+
+/// Tells whether a key is of a kind that is believed.
+pub(super) fn accept(key: &KeyData) -> Result<(), LineError> {
     match key.algorithm() {
         Algorithm::Ed25519
         | Algorithm::Ecdsa { .. }
         | Algorithm::SkEd25519
-        | Algorithm::SkEcdsaSha2NistP256 => Ok(key),
-        Algorithm::Rsa { .. } => match key.key_data().rsa().map_or(0, RsaPublicKey::key_size) {
+        | Algorithm::SkEcdsaSha2NistP256 => Ok(()),
+        Algorithm::Rsa { .. } => match key.rsa().map_or(0, RsaPublicKey::key_size) {
             bits if bits < RSA_BITS_MIN => Err(LineError::SmallRsa(bits)),
-            _ => Ok(key),
+            _ => Ok(()),
         },
         other => Err(LineError::Algorithm(other.to_string())),
     }
@@ -128,12 +141,34 @@ fn parse_options(text: &str) -> Result<KeyOptions, LineError> {
                 })?;
                 options.max_priority = Some(priority);
             }
+            ("max-open-builds", Some(value)) => {
+                options.quotas.open_builds = Some(parse_count(
+                    &value,
+                    "max-open-builds takes a number of builds, as in max-open-builds=500",
+                )?);
+            }
+            ("max-submissions-per-hour", Some(value)) => {
+                options.quotas.submissions_per_hour = Some(parse_count(
+                    &value,
+                    "max-submissions-per-hour takes a number, as in max-submissions-per-hour=60",
+                )?);
+            }
+            ("roles", Some(value)) => options.roles = Some(parse_roles(&value)?),
             ("expiry-time", Some(value)) => options.expires = Some(parse_expiry(&value)?),
             ("trusted-import", None) => options.trusted_import = true,
             ("trusted-import", Some(_)) => {
                 return Err(LineError::Value("trusted-import takes no value: write it alone"));
             }
-            ("systems" | "tags" | "max-priority" | "expiry-time", None) => {
+            (
+                "systems"
+                | "tags"
+                | "max-priority"
+                | "max-open-builds"
+                | "max-submissions-per-hour"
+                | "roles"
+                | "expiry-time",
+                None,
+            ) => {
                 return Err(LineError::Value("an option lacks its value: write name=\"value\""));
             }
             (unknown, _) => {
@@ -201,6 +236,20 @@ fn parse_tags(value: &str) -> Result<Vec<(String, String)>, LineError> {
     Ok(tags)
 }
 
+fn parse_count(value: &str, wrong: &'static str) -> Result<u32, LineError> {
+    // Without a sign, which the standard library would take.
+    let digits = value.bytes().all(|byte| byte.is_ascii_digit());
+    value.parse().ok().filter(|_| digits).ok_or(LineError::Value(wrong))
+}
+
+fn parse_roles(value: &str) -> Result<Vec<Role>, LineError> {
+    let roles: Option<Vec<Role>> = value.split(',').map(|one| Role::of_word(one.trim())).collect();
+    roles.ok_or(LineError::Value(
+        "roles takes agent, viewer, submitter, operator and admin, as in \
+         roles=\"agent,submitter\"",
+    ))
+}
+
 /// Reads `YYYYMMDD` or `YYYYMMDDHHMM`, with or without a final `Z`: always UTC, so that a keydir
 /// means the same on every machine (`sshd` would take the local time zone without `Z`).
 fn parse_expiry(value: &str) -> Result<Timestamp, LineError> {
@@ -249,7 +298,7 @@ mod tests {
 
     #[test]
     fn every_option_is_read() {
-        let all = r#"systems="x86_64-linux, i686-linux",tags="site=lab,speed=fast",max-priority=-5,expiry-time="202701311230",trusted-import"#;
+        let all = r#"systems="x86_64-linux, i686-linux",tags="site=lab,speed=fast",max-priority=-5,expiry-time="202701311230",trusted-import,max-open-builds=500,max-submissions-per-hour="60",roles="agent, viewer""#;
         let read = options(all).unwrap();
         assert_eq!(read.systems.unwrap(), ["x86_64-linux", "i686-linux"]);
         let tags = [("site", "lab"), ("speed", "fast")].map(|(n, v)| (n.to_owned(), v.to_owned()));
@@ -257,6 +306,9 @@ mod tests {
         assert_eq!(read.max_priority, Some(-5));
         assert_eq!(read.expires, Some(Timestamp::from_ms(1_801_398_600_000)));
         assert!(read.trusted_import);
+        let quotas = Quotas { open_builds: Some(500), submissions_per_hour: Some(60) };
+        assert_eq!(read.quotas, quotas);
+        assert_eq!(read.roles.unwrap(), [Role::Agent, Role::Viewer]);
     }
 
     #[test]
@@ -290,6 +342,13 @@ mod tests {
             "tags=\"=a\"",
             "max-priority=many",
             "max-priority=99999999999",
+            "max-open-builds",
+            "max-open-builds=-1",
+            "max-open-builds=+1",
+            "max-submissions-per-hour=\"\"",
+            "roles=\"stranger\"",
+            "roles=\"agents\"",
+            "roles=\"\"",
             "expiry-time=2027",
             "expiry-time=20271301",
             "expiry-time=2027013112300",

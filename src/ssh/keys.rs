@@ -5,16 +5,18 @@
 //! without doubt refuses the key concerned and is reported; it never refuses the others.
 
 use super::{
-    authorize::{Principal, Role},
+    authorize::{Credential, Principal, Quotas, Role},
+    certificates::{self, Authority, Revocations},
     key_line::{self, KeyOptions},
     local::Forced,
 };
 use crate::core::{id::Name, time::Timestamp};
-use russh::keys::{HashAlg, PublicKey, ssh_key::public::KeyData};
+use russh::keys::{Certificate, HashAlg, PublicKey, ssh_key::public::KeyData};
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     io::{self, ErrorKind},
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -24,6 +26,15 @@ pub const KEY_FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The most keys in one keydir.
 pub const KEYS_MAX: usize = 100_000;
+
+/// The folder of those who vouch for keys.
+pub(super) const AUTHORITIES: &str = "ca";
+
+/// The list of what is worth nothing any more.
+const REVOKED: &str = "revoked";
+
+/// The name that all strangers share.
+const STRANGER: &str = "stranger";
 
 /// Something in the keydir that was not followed. The key concerned is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +61,37 @@ impl fmt::Display for KeydirProblem {
 #[derive(Debug, Default)]
 pub struct Keydir {
     keys: HashMap<KeyData, Entry>,
+    authorities: HashMap<KeyData, Authority>,
+    revocations: Revocations,
+}
+
+/// What somebody has shown, and proved to hold the private key of.
+#[derive(Debug, Clone)]
+pub(super) enum Presented {
+    /// A key.
+    Key(KeyData),
+    /// A certificate, on a connection from there.
+    Certificate(Box<Certificate>, IpAddr),
+    /// A key that is known nowhere, under the user name for such.
+    Unknown(PublicKey),
+    /// Nothing here: the host's own sshd has let somebody in, and its configuration says who that
+    /// is.
+    Forced(Forced),
+}
+
+/// A key as the keydir has it.
+#[derive(Debug, Clone)]
+pub struct ListedKey {
+    /// Whose it is.
+    pub principal: Arc<Principal>,
+    /// From when on it is refused.
+    pub expires: Option<Timestamp>,
+    /// The file.
+    pub path: PathBuf,
+    /// The line, counted from 1.
+    pub line: usize,
+    /// Whether it is refused, because it stands in several places that differ.
+    pub disputed: bool,
 }
 
 #[derive(Debug)]
@@ -73,11 +115,40 @@ impl Keydir {
     pub fn load(path: &Path) -> io::Result<(Self, Vec<KeydirProblem>)> {
         let mut reading = Reading { keydir: Self::default(), problems: Vec::new() };
         reading.keydir_at(path)?;
+        reading.refuse_revoked();
         Ok((reading.keydir, reading.problems))
     }
 
-    /// Returns whom a key belongs to, if anybody, at this time. The one place where a key becomes
-    /// a principal.
+    /// Returns who somebody is, if anybody, at this time. The one place where what was shown
+    /// becomes a principal.
+    #[must_use]
+    pub(super) fn principal(
+        &self,
+        presented: &Presented,
+        now: Timestamp,
+    ) -> Option<Arc<Principal>> {
+        match presented {
+            Presented::Key(key) => self.principal_of(key, now),
+            Presented::Certificate(certificate, peer) => {
+                let authority = self.authorities.get(certificate.signature_key())?;
+                let judged =
+                    certificates::principal(certificate, authority, &self.revocations, now, *peer);
+                match judged {
+                    Ok(principal) => Some(Arc::new(principal)),
+                    Err(reason) => {
+                        let key = fingerprint_of(certificate.public_key());
+                        tracing::info!(%reason, key, authority = %authority.path.display(),
+                            "certificate refused");
+                        None
+                    }
+                }
+            }
+            Presented::Unknown(key) => Some(Arc::new(stranger(key))),
+            Presented::Forced(forced) => self.principal_forced(forced, now),
+        }
+    }
+
+    /// Returns whom a listed key belongs to, if anybody, at this time.
     #[must_use]
     pub(super) fn principal_of(&self, key: &KeyData, now: Timestamp) -> Option<Arc<Principal>> {
         let entry = self.keys.get(key)?;
@@ -110,6 +181,55 @@ impl Keydir {
         let valid = entries.iter().filter(|entry| entry.expires.is_none_or(|end| end > now));
         let first = valid.min_by_key(|entry| entry.principal.fingerprint.as_str());
         first.map(|entry| Arc::clone(&entry.principal))
+    }
+
+    /// Returns whether time alone has changed nothing for a certificate that was believed.
+    pub(super) fn still_holds(&self, presented: &Presented, now: Timestamp) -> bool {
+        let Presented::Certificate(certificate, _) = presented else { return false };
+        let Some(authority) = self.authorities.get(certificate.signature_key()) else {
+            return false;
+        };
+        let seconds = u64::try_from(now.as_ms().div_euclid(1_000)).unwrap_or(0);
+        certificate.valid_after() <= seconds
+            && seconds < certificate.valid_before()
+            && authority.options.expires.is_none_or(|end| end > now)
+    }
+
+    /// Returns whether somebody who is not listed may be known by a certificate.
+    #[must_use]
+    pub fn has_authorities(&self) -> bool {
+        !self.authorities.is_empty()
+    }
+
+    /// Returns the names of agents that have a key that is let in at this time.
+    pub(super) fn agents(&self, now: Timestamp) -> BTreeSet<Name> {
+        let usable = self.keys.values().filter(|entry| {
+            entry.principal.role == Role::Agent
+                && !entry.disputed
+                && entry.expires.is_none_or(|end| end > now)
+        });
+        usable.map(|entry| entry.principal.name.clone()).collect()
+    }
+
+    /// Returns every key with its place, ordered by role, name and fingerprint.
+    #[must_use]
+    pub fn listed(&self) -> Vec<ListedKey> {
+        let mut all: Vec<ListedKey> = self
+            .keys
+            .values()
+            .map(|entry| ListedKey {
+                principal: Arc::clone(&entry.principal),
+                expires: entry.expires,
+                path: entry.path.clone(),
+                line: entry.line,
+                disputed: entry.disputed,
+            })
+            .collect();
+        all.sort_by(|a, b| {
+            let (a, b) = (&a.principal, &b.principal);
+            (a.role, &a.name, &a.fingerprint).cmp(&(b.role, &b.name, &b.fingerprint))
+        });
+        all
     }
 
     /// Returns every principal with the time their key expires, ordered by role, name, fingerprint.
@@ -145,9 +265,17 @@ impl Reading {
             }
             if let Some(role) = Role::of_folder(&name) {
                 self.role_folder(&child, role)?;
+            } else if name == AUTHORITIES {
+                self.authorities_folder(&child)?;
+            } else if name == REVOKED {
+                self.revoked_file(&child)?;
             } else {
                 let folders = Role::ALL.map(Role::folder).join(", ");
-                self.report(&child, None, format!("ignored: keys belong into {folders}"));
+                self.report(
+                    &child,
+                    None,
+                    format!("ignored: keys belong into {folders}, {AUTHORITIES}"),
+                );
             }
         }
         Ok(())
@@ -180,6 +308,106 @@ impl Reading {
         Ok(())
     }
 
+    fn authorities_folder(&mut self, path: &Path) -> io::Result<()> {
+        for (file, child) in self.children(path)? {
+            if is_ignored(&file) {
+                continue;
+            }
+            if file.strip_suffix(".pub").is_none() {
+                self.report(&child, None, "ignored: files of authorities are called NAME.pub");
+                continue;
+            }
+            let Some(text) = self.text_of(&child)? else { continue };
+            for (number, line) in numbered(&text) {
+                match key_line::parse(line) {
+                    Ok(None) => {}
+                    Ok(Some((key, options))) => self.enter_authority(&child, number, &key, options),
+                    Err(error) => {
+                        self.report(&child, Some(number), format!("authority refused: {error}"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn enter_authority(
+        &mut self,
+        path: &Path,
+        line: usize,
+        key: &PublicKey,
+        mut options: KeyOptions,
+    ) {
+        let message = match options.roles.take() {
+            None => "authority refused: say which roles it may give, as in roles=\"agent\"",
+            Some(_) if self.keydir.authorities.contains_key(key.key_data()) => {
+                "authority listed twice: the first line holds; remove one"
+            }
+            Some(roles) => {
+                let path = path.to_owned();
+                let authority = Authority { options, roles, path, line };
+                self.keydir.authorities.insert(key.key_data().clone(), authority);
+                return;
+            }
+        };
+        self.report(path, Some(line), message);
+    }
+
+    /// Reads what is revoked. Where that cannot be told, no certificate is believed.
+    fn revoked_file(&mut self, path: &Path) -> io::Result<()> {
+        let Some(text) = self.text_of(path)? else {
+            self.keydir.revocations.is_unknown = true;
+            return Ok(());
+        };
+        for (number, line) in numbered(&text) {
+            if let Err(message) = self.keydir.revocations.add_line(line) {
+                self.keydir.revocations.is_unknown = true;
+                let message = format!("all certificates refused until this is mended: {message}");
+                self.report(path, Some(number), message);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out what is listed and revoked.
+    fn refuse_revoked(&mut self) {
+        let revocations = std::mem::take(&mut self.keydir.revocations);
+        let mut problems = Vec::new();
+        let mut report = |path: &Path, line: usize, what: &str| {
+            let message = format!("{what} refused: it is in {REVOKED}; remove one of the two");
+            problems.push(KeydirProblem { path: path.to_owned(), line: Some(line), message });
+        };
+        self.keydir.keys.retain(|key, entry| {
+            let stays = !revocations.names(key);
+            if !stays {
+                report(&entry.path, entry.line, "key");
+            }
+            stays
+        });
+        self.keydir.authorities.retain(|key, authority| {
+            let stays = !revocations.names(key);
+            if !stays {
+                report(&authority.path, authority.line, "authority");
+            }
+            stays
+        });
+        problems.sort_by(|a, b| (&a.path, a.line).cmp(&(&b.path, b.line)));
+        self.problems.extend(problems);
+        self.keydir.revocations = revocations;
+    }
+
+    /// Returns the text of a file; `None`, with a problem, when it cannot be read.
+    fn text_of(&mut self, path: &Path) -> io::Result<Option<String>> {
+        match read_text(path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if is_the_keydirs_fault(&error) => {
+                self.report(path, None, format!("keys refused: {error}"));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Returns what a folder holds, ordered by name so that problems are reported in a fixed order.
     fn children(&mut self, path: &Path) -> io::Result<Vec<(String, PathBuf)>> {
         let entries = match fs_err::read_dir(path) {
@@ -203,18 +431,14 @@ impl Reading {
     }
 
     fn key_file(&mut self, path: &Path, role: Role, name: &Name) -> io::Result<()> {
-        let text = match read_text(path) {
-            Ok(text) => text,
-            Err(error) if is_the_keydirs_fault(&error) => {
-                self.report(path, None, format!("keys refused: {error}"));
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        for (index, line) in text.lines().enumerate() {
-            let number = index.saturating_add(1);
+        let Some(text) = self.text_of(path)? else { return Ok(()) };
+        for (number, line) in numbered(&text) {
             match key_line::parse(line) {
                 Ok(None) => {}
+                Ok(Some((_, options))) if options.roles.is_some() => {
+                    let message = "key refused: roles= is for authorities; the folder gives a role";
+                    self.report(path, Some(number), message);
+                }
                 Ok(Some((key, options))) => {
                     let principal = principal(name, role, &key, &options);
                     let entry = Entry {
@@ -263,6 +487,10 @@ pub(super) fn fingerprint(key: &PublicKey) -> String {
     key.fingerprint(HashAlg::Sha256).to_string()
 }
 
+fn fingerprint_of(key: &KeyData) -> String {
+    key.fingerprint(HashAlg::Sha256).to_string()
+}
+
 fn principal(name: &Name, role: Role, key: &PublicKey, options: &KeyOptions) -> Principal {
     Principal {
         name: name.clone(),
@@ -272,7 +500,31 @@ fn principal(name: &Name, role: Role, key: &PublicKey, options: &KeyOptions) -> 
         tags: options.tags.clone(),
         max_priority: options.max_priority,
         trusted_import: options.trusted_import,
+        quotas: options.quotas,
+        credential: Credential::Listed,
     }
+}
+
+/// Returns who somebody is whose key is known nowhere.
+fn stranger(key: &PublicKey) -> Principal {
+    let mut plain = key.clone();
+    plain.set_comment("");
+    Principal {
+        name: STRANGER.parse().expect("the word is a name"),
+        role: Role::Stranger,
+        fingerprint: fingerprint(key),
+        systems: None,
+        tags: Vec::new(),
+        max_priority: None,
+        trusted_import: false,
+        quotas: Quotas::default(),
+        credential: Credential::Unknown { key: plain.to_openssh().unwrap_or_default() },
+    }
+}
+
+/// Returns the lines of a text with their numbers, counted from 1.
+fn numbered(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    (1..).zip(text.lines())
 }
 
 /// Returns whether a file is there for people or for version control.

@@ -21,11 +21,13 @@
 //! Called by the coordinator (the door) and by the agent (the client).
 
 pub mod authorize;
+mod certificates;
 pub mod channel;
 pub mod client;
 mod gate;
 pub mod host_key;
 mod key_line;
+pub mod keyfile;
 pub mod keys;
 pub mod local;
 mod outbox;
@@ -38,11 +40,11 @@ mod stream;
 mod watch;
 mod writer;
 
-pub use authorize::{Principal, Role};
+pub use authorize::{Certified, Credential, Principal, Quotas, Role};
 pub use channel::{ChannelReader, Incoming};
 pub use client::{ClientConfig, ConnectError, Connection, OpenError, connect};
 pub use host_key::{KeyFileError, KeyPair};
-pub use keys::{Keydir, KeydirProblem};
+pub use keys::{Keydir, KeydirProblem, ListedKey};
 pub use request::{PtySize, Request, RequestKind, SessionId};
 pub use server::{Door, DoorConfig, DoorError, DoorLimits, Monitor, open};
 pub use sessions::Counters;
@@ -71,6 +73,10 @@ const INACTIVITY_MAX: Duration = Duration::from_secs(90);
 
 /// How many bytes a side sends under one key at most (RFC 4253 section 9 recommends 1 GiB).
 const REKEY_WRITE_BYTES_MAX: usize = 1 << 30;
+
+/// The one user name that means something: an unknown key that comes under it may ask to become
+/// known.
+pub const ENROLL_USER: &str = "enroll";
 
 /// The environment variable with a lower number for it, with which tests see many key exchanges.
 const REKEY_VARIABLE: &str = "STEADING_REKEY_BYTES";

@@ -25,6 +25,7 @@ use russh::{
 };
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
     io::{self, ErrorKind},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -93,6 +94,10 @@ pub struct DoorLimits {
     pub sessions_per_agent: usize,
     /// Authenticated connections of one principal who is no agent.
     pub sessions_per_person: usize,
+    /// Authenticated connections of all whose key is known nowhere.
+    pub sessions_of_strangers: usize,
+    /// How long such a connection may last.
+    pub stranger_time: Duration,
     /// Channels open at once on all connections of one principal.
     pub channels_per_principal: usize,
     /// Commands of one principal that are taken at once when there were none for a while.
@@ -128,6 +133,8 @@ impl Default for DoorLimits {
             sessions: 20_000,
             sessions_per_agent: 16,
             sessions_per_person: 128,
+            sessions_of_strangers: 32,
+            stranger_time: Duration::from_mins(1),
             channels_per_principal: 256,
             commands_at_once: 2_000,
             commands_per_second: 200,
@@ -245,6 +252,18 @@ impl Monitor {
     pub fn let_in(&self, key: &KeyPair, name: Name, role: Role) {
         let principal = Principal::own(name, role, key.fingerprint());
         self.sessions.let_in(key.private.public_key().key_data().clone(), principal);
+    }
+
+    /// Returns the names of the agents that are listed and let in now.
+    #[must_use]
+    pub fn known_agents(&self) -> BTreeSet<Name> {
+        self.sessions.known_agents()
+    }
+
+    /// Waits until the keydir lets agents in no more that it let in before, and returns their
+    /// names. Each is told to one who waits.
+    pub async fn agents_gone(&self) -> BTreeSet<Name> {
+        self.sessions.agents_gone().await
     }
 
     /// Ends a session at once. Returns whether it was live.
@@ -411,10 +430,11 @@ async fn connection(
 
     let running = async { run_stream(Arc::clone(config), stream, session).await?.await };
     tokio::pin!(running);
-    let grace = entrance.sessions.limits().grace;
+    let limits = entrance.sessions.limits();
+    let (grace, stranger_time) = (limits.grace, limits.stranger_time);
     tokio::select! {
         result = &mut running => log_end(peer, result),
-        () = until_cut(authentication, grace, guard, &end) => {
+        () = until_cut(authentication, (grace, stranger_time), guard, &end) => {
             cut(&switch, &end);
             if let Ok(result) = timeout(CUT_MAX, running).await {
                 log_end(peer, result);
@@ -426,11 +446,11 @@ async fn connection(
     end.cancel();
 }
 
-/// Returns when the connection has to be cut: it did not authenticate in time, or its session has
-/// to go.
+/// Returns when the connection has to be cut: it did not authenticate in time, it is a
+/// stranger's and has lasted too long, or its session has to go.
 async fn until_cut(
     authentication: oneshot::Receiver<Role>,
-    grace: Duration,
+    (grace, stranger_time): (Duration, Duration),
     guard: Unauthenticated,
     end: &CancellationToken,
 ) {
@@ -441,12 +461,18 @@ async fn until_cut(
             Err(_) => std::future::pending().await,
         }
     };
-    tokio::select! {
-        _role = authentication => drop(guard),
+    let role = tokio::select! {
+        role = authentication => role,
         () = sleep(grace) => return,
         () = end.cancelled() => return,
+    };
+    drop(guard);
+    if role == Role::Stranger {
+        // Running out of time ends it, too.
+        timeout(stranger_time, end.cancelled()).await.ok();
+    } else {
+        end.cancelled().await;
     }
-    end.cancelled().await;
 }
 
 /// Ends a connection from outside: the token frees tasks that wait for us, the switch those that

@@ -1,8 +1,11 @@
 //! One SSH session on the coordinator's side: what russh reports, turned into requests.
 
 use super::{
-    authorize::{Principal, Role},
+    ENROLL_USER,
+    authorize::{Credential, Principal, Role},
     channel::{self, ChannelReader, Deadlines, Revoked, Surroundings, Terminal},
+    key_line,
+    keys::Presented,
     request::{PtySize, Request, RequestKind, SessionId},
     sessions::{Admitted, Sessions},
     stream::Flow,
@@ -10,7 +13,7 @@ use super::{
 };
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, Pty,
-    keys::Algorithm,
+    keys::{Algorithm, Certificate},
     server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, VerifiedPublicKey},
 };
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
@@ -91,20 +94,15 @@ impl Session {
     }
 
     /// Makes the owner of a key the session's principal. The one place where a session gets an
-    /// identity; takes a key whose signature russh has verified, which only russh can make.
-    fn identify(&mut self, key: VerifiedPublicKey<'_>) -> Auth {
-        let data = key.public_key.key_data();
-        let admitted = if is_sha1(key.algorithm) {
-            None
-        } else {
-            self.sessions.admit(self.outlet.id, data, &self.end, &self.revoked)
-        };
+    /// identity; its callers have what they present from russh, which has verified the signature.
+    fn identify(&mut self, presented: Presented) -> Auth {
+        let admitted = self.sessions.admit(self.outlet.id, presented, &self.end, &self.revoked);
         let Some(Admitted { principal, over }) = admitted else { return Auth::reject() };
         self.over = over;
         let limits = self.sessions.limits();
         self.channels = Arc::new(Semaphore::new(match principal.role {
             Role::Agent => limits.channels_per_agent,
-            Role::Viewer | Role::Submitter | Role::Operator | Role::Admin => {
+            Role::Stranger | Role::Viewer | Role::Submitter | Role::Operator | Role::Admin => {
                 limits.channels_per_person
             }
         }));
@@ -125,6 +123,7 @@ impl Session {
         else {
             return session.channel_failure(id);
         };
+        let Some(kind) = forced(&principal, kind) else { return session.channel_failure(id) };
         if let Err(reason) = self.may_ask(&principal, &kind) {
             tracing::warn!(name = %principal.name, reason, "request refused");
             if matches!(kind, RequestKind::Subsystem(_)) {
@@ -186,6 +185,18 @@ impl Session {
     }
 }
 
+/// Returns what is done of what was asked for: all of it, unless a certificate forces a command.
+fn forced(principal: &Principal, kind: RequestKind) -> Option<RequestKind> {
+    let Credential::Certificate(certified) = &principal.credential else { return Some(kind) };
+    match (&certified.forced, &kind) {
+        (None, _) => Some(kind),
+        (Some(line), RequestKind::Exec(_) | RequestKind::Shell) => {
+            Some(RequestKind::Exec(line.clone().into_bytes()))
+        }
+        (Some(_), RequestKind::Subsystem(_)) => None,
+    }
+}
+
 /// Tells a client why it is refused.
 async fn refuse(opening: Opening, reason: String) {
     let told = opening.output.write_stderr(format!("steading: {reason}\n").into()).await;
@@ -204,19 +215,44 @@ impl Handler for Session {
 
     async fn auth_publickey_offered(
         &mut self,
-        _user: &str,
+        user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Self::Error> {
-        let known = self.sessions.knows(offer.public_key.key_data());
-        Ok(if known && !is_sha1(offer.algorithm) { Auth::Accept } else { Auth::reject() })
+        // Of a certificate only its key is shown here, so with authorities any key may be one.
+        let may_come = user == ENROLL_USER
+            || self.sessions.knows(offer.public_key.key_data())
+            || self.sessions.takes_certificates();
+        Ok(if may_come && !is_sha1(offer.algorithm) { Auth::Accept } else { Auth::reject() })
     }
 
     async fn auth_publickey(
         &mut self,
-        _user: &str,
+        user: &str,
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, Self::Error> {
-        Ok(self.identify(key))
+        if is_sha1(key.algorithm) {
+            return Ok(Auth::reject());
+        }
+        let data = key.public_key.key_data();
+        let presented = if user == ENROLL_USER && !self.sessions.knows(data) {
+            if key_line::accept(data).is_err() {
+                return Ok(Auth::reject());
+            }
+            Presented::Unknown(key.public_key.clone())
+        } else {
+            Presented::Key(data.clone())
+        };
+        Ok(self.identify(presented))
+    }
+
+    // The signature was made with the algorithm that was offered, so it is not SHA-1.
+    async fn auth_openssh_certificate(
+        &mut self,
+        _user: &str,
+        certificate: &Certificate,
+    ) -> Result<Auth, Self::Error> {
+        let peer = self.outlet.peer.ip();
+        Ok(self.identify(Presented::Certificate(Box::new(certificate.clone()), peer)))
     }
 
     async fn auth_succeeded(

@@ -3,7 +3,7 @@
 use super::{
     authorize::{Principal, Role},
     channel::Revoked,
-    keys::{Keydir, KeydirProblem},
+    keys::{Keydir, KeydirProblem, Presented},
     local::Forced,
     request::SessionId,
     server::DoorLimits,
@@ -17,13 +17,14 @@ use crate::{
 };
 use russh::keys::ssh_key::public::KeyData;
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, Ipv6Addr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// How much is going on at the door.
@@ -55,6 +56,8 @@ pub(super) struct Sessions {
     turned_away: AtomicUsize,
     connections: AtomicUsize,
     refused: AtomicUsize,
+    /// Told when the keydir lets an agent in no more.
+    agents_gone: Notify,
 }
 
 #[derive(Default)]
@@ -68,6 +71,8 @@ struct State {
     unauthenticated_total: usize,
     /// What principals use. Bounded by the keydir: forgotten with the session when it is changed.
     usage: HashMap<(Role, Name), Usage>,
+    /// Agents that the keydir lets in no more, which nobody was told yet. Bounded by the keydir.
+    gone: BTreeSet<Name>,
 }
 
 impl State {
@@ -78,10 +83,12 @@ impl State {
     }
 
     /// Returns who somebody is, if anybody, at this time.
-    fn claimed(&self, claim: &Claim, now: Timestamp) -> Option<Arc<Principal>> {
-        match claim {
-            Claim::Key(key) => self.principal_of(key, now),
-            Claim::Forced(forced) => self.keydir.principal_forced(forced, now),
+    fn principal(&self, presented: &Presented, now: Timestamp) -> Option<Arc<Principal>> {
+        match presented {
+            Presented::Key(key) => self.principal_of(key, now),
+            Presented::Certificate(..) | Presented::Unknown(_) | Presented::Forced(_) => {
+                self.keydir.principal(presented, now)
+            }
         }
     }
 }
@@ -103,20 +110,20 @@ pub(super) struct Admitted {
     pub(super) over: bool,
 }
 
+/// Why sessions are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Because {
+    /// The keydir was read anew.
+    Keydir,
+    /// Time passed.
+    Time,
+}
+
 struct Live {
-    claim: Claim,
+    presented: Presented,
     principal: Arc<Principal>,
     end: CancellationToken,
     revoked: Revoked,
-}
-
-/// What a session was let in for.
-#[derive(Clone)]
-enum Claim {
-    /// Its owner proved to hold the key.
-    Key(KeyData),
-    /// The host's own sshd has let somebody in, and its configuration says who that is here.
-    Forced(Forced),
 }
 
 impl Live {
@@ -137,6 +144,7 @@ impl Sessions {
             turned_away: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
+            agents_gone: Notify::new(),
         }
     }
 
@@ -162,22 +170,29 @@ impl Sessions {
         Some(Unauthenticated { sessions: Arc::clone(self), block })
     }
 
-    /// Returns whether a key would be let in now. Says nothing about who holds it.
+    /// Returns whether a key is listed and would be let in now. Says nothing about who holds it.
     pub(super) fn knows(&self, key: &KeyData) -> bool {
         let now = self.clock.now().wall;
         self.state().principal_of(key, now).is_some()
     }
 
-    /// Lets in the proven owner of a key. From here on the session lives as long as its key is
-    /// listed unchanged: looking up and entering are one step, so no change falls between them.
+    /// Returns whether a key that is not listed may come with a certificate, which is seen only
+    /// when it is proved.
+    pub(super) fn takes_certificates(&self) -> bool {
+        self.state().keydir.has_authorities()
+    }
+
+    /// Lets in the proven owner of what was presented. From here on the session lives as long as
+    /// the keydir says the same of it: looking up and entering are one step, so no change falls
+    /// between them.
     pub(super) fn admit(
         &self,
         id: SessionId,
-        key: &KeyData,
+        presented: Presented,
         end: &CancellationToken,
         revoked: &Revoked,
     ) -> Option<Admitted> {
-        self.enter(id, Claim::Key(key.clone()), end, revoked)
+        self.enter(id, presented, end, revoked)
     }
 
     /// Lets in whom a forced command names, as [`Sessions::admit`] does.
@@ -188,25 +203,26 @@ impl Sessions {
         end: &CancellationToken,
         revoked: &Revoked,
     ) -> Option<Admitted> {
-        self.enter(id, Claim::Forced(forced.clone()), end, revoked)
+        self.enter(id, Presented::Forced(forced.clone()), end, revoked)
     }
 
     fn enter(
         &self,
         id: SessionId,
-        claim: Claim,
+        presented: Presented,
         end: &CancellationToken,
         revoked: &Revoked,
     ) -> Option<Admitted> {
         let now = self.clock.now().wall;
         let mut state = self.state();
-        let principal = state.claimed(&claim, now)?;
+        let principal = state.principal(&presented, now)?;
         if state.live.len() >= self.limits.sessions {
             tracing::error!("too many sessions: nobody else is let in");
             return None;
         }
         let most = match principal.role {
             Role::Agent => self.limits.sessions_per_agent,
+            Role::Stranger => self.limits.sessions_of_strangers,
             Role::Viewer | Role::Submitter | Role::Operator | Role::Admin => {
                 self.limits.sessions_per_person
             }
@@ -219,7 +235,7 @@ impl Sessions {
         usage.sessions = usage.sessions.saturating_add(1);
         let over = usage.sessions > most;
         let live = Live {
-            claim,
+            presented,
             principal: Arc::clone(&principal),
             end: end.clone(),
             revoked: revoked.clone(),
@@ -290,10 +306,17 @@ impl Sessions {
                 tracing::warn!(%problem, "something in the keydir is not followed");
             }
         }
-        state.keydir = Arc::new(keydir);
+        let now = self.clock.now().wall;
+        let before = std::mem::replace(&mut state.keydir, Arc::new(keydir));
         state.problems = problems;
         state.usage.retain(|_, usage| usage.sessions > 0 || usage.channels > 0);
-        end_refused(&state, self.clock.now().wall);
+        // Those that are away, too.
+        let mut gone = before.agents(now);
+        for name in state.keydir.agents(now) {
+            gone.remove(&name);
+        }
+        state.gone.extend(gone);
+        self.end_refused(state, now, Because::Keydir);
     }
 
     /// Lets in the owner of a key of this program's own.
@@ -303,7 +326,59 @@ impl Sessions {
 
     /// Ends the sessions whose keys have expired.
     pub(super) fn expire(&self) {
-        end_refused(&self.state(), self.clock.now().wall);
+        self.end_refused(self.state(), self.clock.now().wall, Because::Time);
+    }
+
+    /// Ends the sessions whose key is gone, has expired, or belongs to somebody else by now.
+    /// Changed options end a session, too: its owner comes back with the new ones.
+    fn end_refused(&self, mut state: MutexGuard<'_, State>, now: Timestamp, because: Because) {
+        let mut gone = Vec::new();
+        for live in state.live.values() {
+            // A certificate is not verified every second.
+            if because == Because::Time && state.keydir.still_holds(&live.presented, now) {
+                continue;
+            }
+            let found = state.principal(&live.presented, now);
+            if found.as_ref() == Some(&live.principal) {
+                continue;
+            }
+            let principal = &live.principal;
+            tracing::info!(name = %principal.name, key = %principal.fingerprint,
+                "session ended: its key is no longer known as it was");
+            live.end();
+            let is_same =
+                |one: &Arc<Principal>| one.role == principal.role && one.name == principal.name;
+            if principal.role == Role::Agent && !found.as_ref().is_some_and(is_same) {
+                gone.push(principal.name.clone());
+            }
+        }
+        if !gone.is_empty() {
+            // With another key the agent may come back.
+            let known = state.keydir.agents(now);
+            gone.retain(|name| !known.contains(name));
+            state.gone.extend(gone);
+        }
+        if !state.gone.is_empty() {
+            self.agents_gone.notify_one();
+        }
+    }
+
+    /// Returns the names of the agents that are listed and let in now.
+    pub(super) fn known_agents(&self) -> BTreeSet<Name> {
+        let now = self.clock.now().wall;
+        let keydir = Arc::clone(&self.state().keydir);
+        keydir.agents(now)
+    }
+
+    /// Waits until the keydir lets agents in no more, and returns their names. Each is told once.
+    pub(super) async fn agents_gone(&self) -> BTreeSet<Name> {
+        loop {
+            let gone = std::mem::take(&mut self.state().gone);
+            if !gone.is_empty() {
+                return gone;
+            }
+            self.agents_gone.notified().await;
+        }
     }
 
     pub(super) fn keydir(&self) -> (Arc<Keydir>, Vec<KeydirProblem>) {
@@ -344,19 +419,6 @@ impl Sessions {
     /// A panic elsewhere never leaves the state half changed, so a poisoned lock is not an error.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Ends the sessions whose key is gone, has expired, or belongs to somebody else by now. Changed
-/// options end a session, too: its owner comes back with the new ones.
-fn end_refused(state: &State, now: Timestamp) {
-    for live in state.live.values() {
-        if state.claimed(&live.claim, now).as_ref() != Some(&live.principal) {
-            let principal = &live.principal;
-            tracing::info!(name = %principal.name, key = %principal.fingerprint,
-                "session ended: its key is no longer listed as it was");
-            live.end();
-        }
     }
 }
 

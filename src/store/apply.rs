@@ -4,8 +4,8 @@
 //! means that memory and disk have parted, and the process must restart from the database.
 
 use super::{
-    Store, StoreError, accounts, agents, amendments, disputes, doing, events, hooks, nars,
-    unwritten,
+    Store, StoreError, accounts, agents, amendments, audit, disputes, doing, enrollment, events,
+    hooks, nars, unwritten,
 };
 use crate::core::{
     attempt::AttemptState,
@@ -117,20 +117,8 @@ impl Store {
             Change::Hook(change) => hooks::write(&self.connection, change),
             Change::Missing { path, at } => nars::insert_missing(&self.connection, *path, *at),
             Change::Published { path, at } => nars::mark_published(&self.connection, *path, *at),
-            Change::Audit { fingerprint, principal, line, at } => self
-                .connection
-                .prepare_cached(
-                    "INSERT INTO audit (at, fingerprint, principal, line)
-                     VALUES (:at, :fingerprint, :principal, :line)",
-                )
-                .and_then(|mut insert| {
-                    insert.execute(named_params! {
-                        ":at": at.as_ms(), ":fingerprint": fingerprint,
-                        ":principal": principal.as_str(), ":line": line,
-                    })
-                })
-                .map(drop)
-                .map_err(doing("note an audit line")),
+            Change::Audit(change) => audit::apply(&self.connection, change),
+            Change::Enrollment(change) => enrollment::apply(&self.connection, change),
         }
     }
 }

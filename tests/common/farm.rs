@@ -65,13 +65,21 @@ impl Answered {
 impl Farm {
     /// Starts a coordinator that knows these people and agents; each key line may be preceded by
     /// options. `None`, with the reason printed, where there is no `ssh`.
-    #[expect(clippy::print_stdout, reason = "whoever reads the results has to know")]
     pub(crate) async fn start(config: &Config, known: &[(Role, &str, &str)]) -> Option<Self> {
+        Self::start_in(tempfile::tempdir().unwrap(), config, known).await
+    }
+
+    /// Does the same where another one may have been before; see [`Farm::stop`].
+    #[expect(clippy::print_stdout, reason = "whoever reads the results has to know")]
+    pub(crate) async fn start_in(
+        dir: tempfile::TempDir,
+        config: &Config,
+        known: &[(Role, &str, &str)],
+    ) -> Option<Self> {
         if Probe::new("ssh").arg("-V").stderr(Stdio::null()).status().is_err() {
             println!("skipped: there is no ssh in PATH");
             return None;
         }
-        let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         for (role, name, options) in known {
             let key = host_key::load_or_create(&key_file(dir.path(), name)).unwrap();

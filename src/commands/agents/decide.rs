@@ -148,6 +148,7 @@ async fn decide(
         }
         Answer::Administered(Administered::Connected) => Err(connected(&name)),
         Answer::Submitted { .. }
+        | Answer::TooMany(_)
         | Answer::Canceled(_)
         | Answer::Amended(_)
         | Answer::Retried(_)

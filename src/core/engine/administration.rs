@@ -4,6 +4,7 @@
 use super::{Administered, Answer, Decision, Effect, Engine, Order, Token, Turn};
 use crate::core::{
     agent::{Agent, Capacity, SUSPENSION_REASON_BYTES_MAX, SessionId, Suspension, SuspensionKind},
+    audit::{AuditChange, AuditRecord},
     change::Change,
     defect::Defect,
     event::EventKind,
@@ -171,13 +172,37 @@ impl Engine {
             until: None,
         };
         self.suspend(turn, &name, Some(suspension));
-        turn.out.changes.push(Change::Audit {
-            fingerprint: String::new(),
-            principal: COORDINATOR.parse().expect("the word is a name"),
-            line: format!("agents quarantine {name}: {reason}"),
-            at: turn.now.wall,
-        });
+        let line = format!("agents quarantine {name}: {reason}");
+        Self::note_own_decision(turn, line);
         turn.out.effects.push(Effect::Quarantined { agent: name, reason });
+    }
+
+    /// Writes down what the coordinator decides by itself.
+    fn note_own_decision(turn: &mut Turn<'_>, line: String) {
+        let principal = COORDINATOR.parse().expect("the word is a name");
+        let record = AuditRecord::of_coordinator(principal, line, turn.now.wall);
+        turn.out.changes.push(Change::Audit(Box::new(AuditChange::Line(record))));
+    }
+
+    /// An agent's key is known no more: its session is over for the engine, and what it has goes to
+    /// others at once. Unlike a lost connection, nothing makes it likely that it comes back.
+    pub(super) fn expel(&mut self, turn: &mut Turn<'_>, name: &Name) {
+        let Some(agent) = self.agents.get(name) else { return };
+        if let Some(session) = agent.session() {
+            self.leave(turn, session);
+        }
+        let attempts = self.attempts_of(name);
+        if attempts.is_empty() {
+            return;
+        }
+        let number = attempts.len();
+        for attempt in attempts {
+            self.give_back(turn, attempt, AttemptEnd::AgentLost);
+        }
+        let builds = if number == 1 { "build" } else { "builds" };
+        let line =
+            format!("agents expel {name}: its key is known no more; {number} {builds} to others");
+        Self::note_own_decision(turn, line);
     }
 
     /// Forgets what an agent did wrong.

@@ -119,6 +119,11 @@ pub enum Input {
         /// Who decides.
         by: Name,
     },
+    /// The key of an agent is known no more: whatever it has goes to others at once.
+    Expel {
+        /// Which agent.
+        agent: Name,
+    },
     /// The coordinator cannot take results in now, or can again. While it cannot, nothing is
     /// allocated; attempts that live go on. After a start it can until this says otherwise.
     Intake {
@@ -216,6 +221,8 @@ pub struct Submission {
     pub tags: Vec<(String, String)>,
     /// The submitter's own name for this request; the same one again gives the same builds.
     pub key: Option<String>,
+    /// How many open builds the submitter may have with these; any number when absent.
+    pub open_max: Option<u32>,
     /// What each build that was named asks of its agent. Builds for inputs ask for nothing.
     pub demands: Demands,
     /// When each build that was named may be tried, if not at once.
@@ -408,6 +415,8 @@ pub enum Answer {
         /// The builds whose place they took, which are canceled.
         replaced: Vec<BuildId>,
     },
+    /// Nothing was submitted or tried again: the submitter would have too many open builds.
+    TooMany(OverQuota),
     /// What became of each build that was to be canceled.
     Canceled(Vec<(BuildId, Canceled)>),
     /// What became of each build that was to be changed.
@@ -431,6 +440,17 @@ pub enum Answer {
         /// `false` when the attempt is not this agent's any more.
         accepted: bool,
     },
+}
+
+/// How many open builds somebody would have, who may not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OverQuota {
+    /// How many there are.
+    pub open: usize,
+    /// How many more were asked for.
+    pub more: usize,
+    /// How many there may be.
+    pub most: u32,
 }
 
 /// What became of a decision about an agent.

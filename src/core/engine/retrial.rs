@@ -36,6 +36,8 @@ pub struct RetryWish {
     pub not_agents: Vec<Name>,
     /// Their own priority.
     pub priority: Option<i32>,
+    /// How many open builds whoever asks may have with these; any number when absent.
+    pub open_max: Option<u32>,
 }
 
 /// A wish that builds be tried again.
@@ -120,6 +122,12 @@ impl Engine {
     /// Tries builds again.
     pub(super) fn retry(&mut self, turn: &mut Turn<'_>, token: Token, retrial: Retrial) {
         let Retrial { open, reopened, mut answered, by, wish, facts, lost } = retrial;
+        if let Authority::Own(name) = &by
+            && let Err(over) = self.within_quota(name, 0, reopened.len(), wish.open_max)
+        {
+            turn.out.effects.push(Effect::Reply { token, answer: Answer::TooMany(over) });
+            return;
+        }
         let facts: BTreeMap<PathHash, &Facts> =
             facts.iter().map(|facts| (facts.path.hash(), facts)).collect();
         for over in reopened {

@@ -1,8 +1,8 @@
 //! Builds come and go: submissions, cancellations, and facts that others verified.
 
 use super::{
-    Answer, Authority, Build, Canceled, Effect, Engine, Extras, Inputs, Request, Root, Submission,
-    Token, Turn, Wanted, open::Rare, order::Known,
+    Answer, Authority, Build, Canceled, Effect, Engine, Extras, Inputs, OverQuota, Request, Root,
+    Submission, Token, Turn, Wanted, open::Rare, order::Known,
 };
 use crate::core::{
     agent::{Agent, SessionId},
@@ -14,7 +14,7 @@ use crate::core::{
     demands::Demands,
     engine::Order,
     graph::{EndResult, Facts, Held, LastEnd, Node, Standing},
-    id::{AttemptId, BuildId},
+    id::{AttemptId, BuildId, Name},
     outcome::AttemptEnd,
     plan::{Class, ClassIx, Novelty},
     store_path::PathHash,
@@ -63,11 +63,21 @@ impl Engine {
             limits: submission.limits,
         });
         let wish = (submission, &request);
+        let needed = self.closure(&named, submission.inputs, &facts);
+        let replaceable =
+            submission.replaces.iter().filter(|id| self.may_replace(**id, submission));
+        let (more, fewer) =
+            (self.count_new(&needed, &named, submission.inputs), replaceable.count());
+        let submitter = &submission.submitter;
+        if let Err(over) = self.within_quota(submitter, fewer, more, submission.open_max) {
+            turn.out.effects.push(Effect::Reply { token, answer: Answer::TooMany(over) });
+            return;
+        }
         let mut asked: BTreeMap<PathHash, Vec<BuildId>> = BTreeMap::new();
         let mut implied = 0;
         let chosen = submission.roots.iter().filter_map(|root| Some((root.derivation, root.id?)));
         let chosen: BTreeMap<PathHash, BuildId> = chosen.collect();
-        for one in self.closure(&named, submission.inputs, &facts) {
+        for one in needed {
             let path = one.path.hash();
             for _ in 0..named.get(&path).copied().unwrap_or(0) {
                 let ix = self.meet_new(one);
@@ -96,6 +106,57 @@ impl Engine {
         turn.out.effects.push(Effect::Reply { token, answer });
     }
 
+    /// Tells whether somebody may have so many open builds more, after so many of them go.
+    pub(super) fn within_quota(
+        &self,
+        submitter: &Name,
+        fewer: usize,
+        more: usize,
+        most: Option<u32>,
+    ) -> Result<(), OverQuota> {
+        let Some(most) = most else { return Ok(()) };
+        let open = self.open_of.get(submitter).copied().unwrap_or(0);
+        let after = open.saturating_sub(fewer).saturating_add(more);
+        // Whoever makes no builds is not stopped by having too many.
+        if more == 0 || after <= usize::try_from(most).unwrap_or(usize::MAX) {
+            return Ok(());
+        }
+        Err(OverQuota { open, more, most })
+    }
+
+    /// Returns how many builds a submission would make.
+    fn count_new(
+        &self,
+        needed: &[&Facts],
+        named: &BTreeMap<PathHash, usize>,
+        inputs: Inputs,
+    ) -> usize {
+        let implied = |facts: &Facts| match self.graph.find(facts.path.hash()) {
+            Some(ix) => match self.graph.node(ix).standing {
+                Standing::Available | Standing::Pending | Standing::Blocked => 0,
+                Standing::Failed | Standing::Missing | Standing::Absent => 1,
+            },
+            None => usize::from(facts.outputs.iter().any(|(_, held)| *held != Held::Yes)),
+        };
+        needed
+            .iter()
+            .map(|facts| match named.get(&facts.path.hash()) {
+                Some(times) => *times,
+                None if inputs == Inputs::Build => implied(facts),
+                None => 0,
+            })
+            .sum()
+    }
+
+    /// Tells whether a build is one whose place a submission of its submitter may take.
+    fn may_replace(&self, id: BuildId, submission: &Submission) -> bool {
+        let build = self.find(id).map(|ix| &self.builds[ix]);
+        build.is_some_and(|build| {
+            build.request.submitter == submission.submitter
+                && matches!(*build.state, BuildState::Queued | BuildState::Deferred { .. })
+        })
+    }
+
     /// Cancels what a submission takes the place of: only now that all it needs itself is there.
     fn replace(
         &mut self,
@@ -103,14 +164,7 @@ impl Engine {
         submission: &Submission,
         answer: &[BuildId],
     ) -> Vec<BuildId> {
-        let may_go = |id: &&BuildId| {
-            let build = self.find(**id).map(|ix| &self.builds[ix]);
-            build.is_some_and(|build| {
-                build.request.submitter == submission.submitter
-                    && matches!(*build.state, BuildState::Queued | BuildState::Deferred { .. })
-                    && !answer.contains(id)
-            })
-        };
+        let may_go = |id: &&BuildId| self.may_replace(**id, submission) && !answer.contains(id);
         let old: Vec<BuildId> = submission.replaces.iter().filter(may_go).copied().collect();
         let results = self.cancel_all(turn, &old, &Authority::All, Wanted::Stays);
         let gone = results.into_iter().filter(|(_, result)| *result == Canceled::Done);
@@ -362,6 +416,7 @@ impl Engine {
         self.by_id.remove(ix.number(), |number| builds[Ix::from_number(number)].id.digest());
         let build = self.builds.remove(ix);
         self.tally.leaves(build.shown);
+        self.disown(&build.request.submitter);
         self.lost.forget_build(ix);
         let (result, state) = match *build.state {
             BuildState::Failed { .. } => (Some(EndResult::Failed), ShownState::Failed),

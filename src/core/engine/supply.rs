@@ -95,6 +95,7 @@ impl Engine {
             limits: request.limits,
             tags,
             key: None,
+            open_max: None,
             demands: Demands::default(),
             not_before: None,
             replaces: Vec::new(),

@@ -89,6 +89,7 @@ impl Shadow {
                 | Input::Record { .. }
                 | Input::Offer { .. }
                 | Input::Administer { .. }
+                | Input::Expel { .. }
                 | Input::Report { .. } => {}
             }
         }

@@ -20,7 +20,7 @@ pub(super) use half::LocalHalf;
 pub(super) use serve::{accept, listen};
 
 use super::{
-    authorize::{Principal, Role},
+    authorize::{Credential, Principal, Quotas, Role},
     request::RequestKind,
     session::{ENV_BYTES_MAX, ENV_NAMES},
 };
@@ -56,6 +56,8 @@ impl Forced {
             tags: Vec::new(),
             max_priority: None,
             trusted_import: false,
+            quotas: Quotas::default(),
+            credential: Credential::Listed,
         }
     }
 }

@@ -185,6 +185,7 @@ fn submission(shape: &Shape) -> Box<Submission> {
         limits: Limits::default(),
         tags: Vec::new(),
         key: None,
+        open_max: None,
         demands: Demands::default(),
         not_before: None,
         replaces: Vec::new(),

@@ -400,4 +400,40 @@ super::stories! {
         assert_eq!(kind(world, "amber"), None);
         assert_eq!(view(world, "amber").failures_in_a_row, 6);
     }
+
+    fn what_an_agent_has_whose_key_is_taken_away_goes_to_others(world: &mut World) {
+        world.graph("a; b");
+        world.join("amber", 1);
+        world.submit("a", Wish::ALONE);
+        world.join("birch", 1);
+        world.forget();
+        world.expel("amber");
+        assert_eq!(
+            world.changes(),
+            [
+                "a.1 agent-lost",
+                "a allocated → queued",
+                "audit coordinator: agents expel amber: its key is known no more; 1 build to others",
+                "attempt a.2",
+                "a queued → allocated"
+            ]
+        );
+        assert_eq!(world.snapshot_attempts(), [("a.2".to_owned(), "birch".to_owned())]);
+        // What it says later changes nothing, and it gets nothing more.
+        world.forget();
+        world.finished("amber", "a.1", Outcome::Built);
+        world.submit("b", Wish::ALONE);
+        assert_eq!(world.shown(), "a allocated, b ready");
+    }
+
+    fn nobody_notices_that_an_idle_or_unknown_agent_is_expelled(world: &mut World) {
+        world.join("amber", 1);
+        world.forget();
+        world.expel("amber");
+        world.expel("nobody");
+        assert_eq!(world.changes(), [] as [&str; 0]);
+        assert!(!view(world, "amber").connected);
+        world.join("amber", 1);
+        assert!(view(world, "amber").connected);
+    }
 }

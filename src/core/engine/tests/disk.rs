@@ -271,7 +271,8 @@ impl Disk for Model {
                 | Change::Event(_)
                 | Change::EventsForgotten { .. }
                 | Change::Hook(_)
-                | Change::Audit { .. } => {}
+                | Change::Audit(_)
+                | Change::Enrollment(_) => {}
             }
         }
     }

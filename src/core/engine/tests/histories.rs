@@ -250,6 +250,7 @@ impl Telling {
                     defer_ms: (terms % 7 == 6).then_some(7_200_000),
                     submitter: ["ada", "bea"][usize::from(terms / 128)],
                     replaces: if terms % 9 == 8 { self.returned.clone() } else { Vec::new() },
+                    open_max: None,
                 };
                 let builds = self.world.submit_all(&roots, wish);
                 assert_eq!(builds.len(), roots.len());
@@ -268,9 +269,10 @@ impl Telling {
             }
             Event::Retry { build, wish } => {
                 if let Some(build) = self.build(*build) {
-                    let (agents, not_agents) = (demands(*wish).agents, demands(*wish).not_agents);
+                    let Demands { agents, not_agents, .. } = demands(*wish);
                     let priority = (*wish == 5).then_some(4);
-                    self.world.retries(&[build], RetryWish { agents, not_agents, priority });
+                    let again = RetryWish { agents, not_agents, priority, open_max: None };
+                    self.world.retries(&[build], again);
                     if matches!(*wish, 3 | 4) {
                         self.world.cancel_all(&[build], Authority::All, Wanted::Goes);
                     }

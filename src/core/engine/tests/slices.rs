@@ -81,6 +81,7 @@ impl Hub {
             limits: Limits::default(),
             tags: Vec::new(),
             key: None,
+            open_max: None,
             demands: Demands::default(),
             not_before: None,
             replaces: Vec::new(),

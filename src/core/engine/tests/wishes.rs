@@ -430,4 +430,52 @@ super::stories! {
         world.fails("birch", "b.2");
         assert_eq!(world.shown(), "");
     }
+
+    fn nobody_gets_more_open_builds_than_they_may_have(world: &mut World) {
+        world.graph("a: b; b; c; d; e");
+        // An input counts that is built for the submission.
+        assert_eq!(world.submit_all(&["a"], Wish::WITH_INPUTS.at_most(1)), []);
+        assert_eq!(world.shown(), "");
+        world.submit_all(&["a"], Wish::WITH_INPUTS.at_most(2));
+        world.forget();
+        assert_eq!(world.submit_all(&["c"], Wish::ALONE.at_most(2)), []);
+        assert_eq!(world.effects(), ["2 open and 1 more are over 2"]);
+        assert_eq!(world.changes(), [] as [&str; 0]);
+        // Other people's do not count, and neither does what makes no build.
+        world.submit_all(&["d"], Wish::ALONE.by("bob").at_most(1));
+        world.submit_all(&["c"], Wish::ALONE.key("k").at_most(3));
+        assert_eq!(world.submit_all(&["c"], Wish::ALONE.key("k").at_most(1)).len(), 1);
+        // Neither a restart nor the same name twice helps.
+        world.restart();
+        assert_eq!(world.submit_all(&["e"], Wish::ALONE.at_most(3)), []);
+        assert_eq!(world.submit_all(&["e", "e"], Wish::ALONE.at_most(4)), []);
+        assert_eq!(world.submit_all(&["e"], Wish::ALONE.at_most(4)).len(), 1);
+    }
+
+    fn what_is_replaced_makes_room_and_what_ended_as_well(world: &mut World) {
+        world.graph("a; b; c");
+        let old = world.submit_all(&["a", "b"], Wish::ALONE);
+        assert_eq!(world.submit_all(&["c"], Wish::ALONE.at_most(2)), []);
+        world.submit_all(&["c", "a"], Wish::ALONE.replaces(&old).at_most(2));
+        assert_eq!(world.shown(), "a#2 ready, c ready");
+        world.join("amber", 1);
+        let first = world.snapshot_attempts()[0].0.clone();
+        world.builds("amber", &first);
+        assert_eq!(world.submit_all(&["b"], Wish::ALONE.at_most(2)).len(), 1);
+    }
+
+    fn trying_again_makes_no_room_for_more_than_there_may_be(world: &mut World) {
+        world.graph("a; b; c; d");
+        let old = world.submit_all(&["a", "b"], Wish::ALONE);
+        world.cancel(&old);
+        world.submit_all(&["c", "d"], Wish::ALONE.at_most(2));
+        world.forget();
+        let wish = RetryWish { open_max: Some(3), ..RetryWish::default() };
+        let ada = Authority::Own(name("ada"));
+        world.retries_by(&old, ada.clone(), wish.clone());
+        assert_eq!(world.effects(), ["2 open and 2 more are over 3"]);
+        assert_eq!(world.shown(), "c ready, d ready");
+        world.retries_by(&old[..1], ada, wish);
+        assert_eq!(world.shown(), "a ready, c ready, d ready");
+    }
 }

@@ -10,6 +10,7 @@ use super::{
 use crate::core::{
     agent::{Abilities, Capacity, SessionId},
     attempt::{AttemptState, Held, HeldPhase},
+    audit::AuditChange,
     build::ShownState,
     change::{Change, DerivationRecord, Limits, NarOrigin, NarRecord, OutputRecord, Verdict},
     demands::Demands,
@@ -58,6 +59,7 @@ pub(crate) struct Wish {
     pub(crate) defer_ms: Option<i64>,
     pub(crate) replaces: Vec<BuildId>,
     pub(crate) submitter: &'static str,
+    pub(crate) open_max: Option<u32>,
 }
 
 impl Wish {
@@ -74,7 +76,21 @@ impl Wish {
             native_only: false,
         };
         let replaces = Vec::new();
-        Self { inputs, priority: 0, key: None, demands, defer_ms: None, replaces, submitter: "ada" }
+        Self {
+            inputs,
+            priority: 0,
+            key: None,
+            demands,
+            defer_ms: None,
+            replaces,
+            submitter: "ada",
+            open_max: None,
+        }
+    }
+
+    /// Of somebody who may have so many open builds.
+    pub(crate) fn at_most(self, open_max: u32) -> Self {
+        Self { open_max: Some(open_max), ..self }
     }
 
     pub(crate) fn demands(self, demands: Demands) -> Self {
@@ -298,6 +314,7 @@ impl World {
             limits: Limits::default(),
             tags: Vec::new(),
             key: wish.key,
+            open_max: wish.open_max,
             demands: wish.demands.sorted(),
             not_before: wish.defer_ms.map(|ms| self.now.wall.plus_ms(ms)),
             replaces: wish.replaces,
@@ -307,6 +324,7 @@ impl World {
             .into_iter()
             .find_map(|effect| match effect {
                 Effect::Reply { answer: Answer::Submitted { builds, .. }, .. } => Some(builds),
+                Effect::Reply { answer: Answer::TooMany(_), .. } => Some(Vec::new()),
                 _ => None,
             })
             .expect("a submission is answered")
@@ -344,7 +362,11 @@ impl World {
     }
 
     pub(crate) fn retries(&mut self, builds: &[BuildId], wish: RetryWish) {
-        let retrial = Box::new(self.disk.retrial(builds, Authority::All, wish));
+        self.retries_by(builds, Authority::All, wish);
+    }
+
+    pub(crate) fn retries_by(&mut self, builds: &[BuildId], by: Authority, wish: RetryWish) {
+        let retrial = Box::new(self.disk.retrial(builds, by, wish));
         let token = self.token();
         self.step(vec![Input::Retry { token, retrial }]);
     }
@@ -353,6 +375,13 @@ impl World {
         let token = self.token();
         let by = name("olga");
         self.step(vec![Input::Administer { token, agent: name(agent), decision, by }]);
+    }
+
+    /// The key of an agent is taken away.
+    pub(crate) fn expel(&mut self, agent: &str) {
+        self.session_of.remove(agent);
+        self.wants.remove(agent);
+        self.step(vec![Input::Expel { agent: name(agent) }]);
     }
 
     // What agents do.
@@ -786,7 +815,10 @@ impl World {
                 format!("{name} {}", suspension.kind.word())
             }
             Change::AgentRemoved { name } => format!("{name} removed"),
-            Change::Audit { principal, line, .. } => format!("audit {principal}: {line}"),
+            Change::Audit(change) => match &**change {
+                AuditChange::Line(record) => format!("audit {}: {}", record.principal, record.line),
+                other => unreachable!("no story has {other:?}"),
+            },
             Change::Missing { path, .. } => {
                 let known = self.derivations.values().flat_map(|d| &d.outputs);
                 let named = known.map(|(_, path)| path).find(|known| known.hash() == *path);
@@ -797,7 +829,8 @@ impl World {
             | Change::NarsWritten { .. }
             | Change::Signed { .. }
             | Change::EventsForgotten { .. }
-            | Change::Hook(_) => unreachable!("no story has it"),
+            | Change::Hook(_)
+            | Change::Enrollment(_) => unreachable!("no story has it"),
         };
         self.changes.push(line);
     }
@@ -861,6 +894,9 @@ impl World {
                     format!("canceled: {}", each.collect::<Vec<_>>().join(", "))
                 }
                 Answer::Administered(result) => format!("administered: {result:?}"),
+                Answer::TooMany(over) => {
+                    format!("{} open and {} more are over {}", over.open, over.more, over.most)
+                }
                 Answer::Configured => "configured".to_owned(),
                 Answer::Recorded => return,
                 Answer::Offer { derivation: Some(path) } => {
