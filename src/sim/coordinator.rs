@@ -350,7 +350,8 @@ impl World {
         let changes = step.changes.clone();
         let early = self.let_out_too_early(&step);
         let crashes = if self.weather.is_calm { 0 } else { self.weather.crashes };
-        let matters = !changes.is_empty();
+        // What is told and changes nothing is no moment of its own to fail at.
+        let matters = changes.iter().any(|change| !matches!(change, Change::Event(_)));
         if matters && self.chance.permille(crashes) {
             self.coordinator_crashes("before a commit");
             return false;
