@@ -44,7 +44,7 @@ pub(crate) enum Part {
         /// The spool directory.
         spool: PathBuf,
     },
-    /// Pass on what an SSH client asked of this host's sshd; for forced commands in authorized_keys
+    /// Pass on what an SSH client asked of this host's sshd; for its forced commands
     Stdio(StdioArguments),
     /// Show the whole farm on loopback, in a temporary directory
     Demo {

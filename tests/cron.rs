@@ -217,7 +217,7 @@ async fn a_patch_series_is_submitted_by_the_tree_that_it_makes() {
     let mut worktrees = Command::new("git");
     worktrees.arg("-C").arg(&checkout).args(["worktree", "list"]);
     let listed = worktrees.output().unwrap();
-    assert_eq!(listed.stdout.iter().filter(|byte| **byte == b'\n').count(), 1, "none is left");
+    assert_eq!(String::from_utf8(listed.stdout).unwrap().lines().count(), 1, "none is left");
     // A series that does not apply changes nothing.
     scene.write("bad.patch", "no patch\n");
     let bad = scene.path("bad.patch").display().to_string();
@@ -271,8 +271,8 @@ async fn fixed_outputs_are_checked_again_when_it_is_their_turn() {
     let Some(scene) = Scene::start().await else { return };
     scene.write("default.nix", EXPRESSION);
     let drvs = scene.nix.instantiate(&format!("import {}", scene.path("default.nix").display()));
-    let list: String = drvs.iter().map(|drv| format!("{drv}\n")).collect();
-    scene.write("list", &list);
+    let list: Vec<String> = drvs.iter().map(ToString::to_string).collect();
+    scene.write("list", &list.join("\n"));
     let list = scene.path("list").display().to_string();
     let on = |day| ["recheck", "--name", "sources", "--every", "30", "--today", day, list.as_str()];
     let first = scene.submitted(&on("2026-01-01"));

@@ -44,7 +44,7 @@ fn client(farm: &Farm, name: &str, program: &str, words: &[String]) -> Command {
     // The destination and the empty line.
     options.truncate(options.len() - 2);
     let port = options.iter_mut().find(|word| *word == "-p").unwrap();
-    *port = "-P".to_owned();
+    "-P".clone_into(port);
     let mut client = Command::new(program);
     client
         .args(options)
@@ -130,8 +130,9 @@ async fn a_reader_that_is_stuck_or_mad_costs_only_itself() {
         identity: farm.key("vera"),
         user: "vera".to_owned(),
     };
-    let cancel = CancellationToken::new();
-    let connection = ssh::connect(&config, &cancel).await.unwrap();
+    let connect = async || ssh::connect(&config, &CancellationToken::new()).await.unwrap();
+    // Of its own, since our client reads nothing from a connection while one channel is behind.
+    let connection = connect().await;
     // One that opens a large file, asks for all of it many times over, and reads nothing.
     let (_stuck, writer) = connection.subsystem("sftp").await.unwrap();
     let path = b"/public/nix-store/nar/large.nar";
@@ -142,10 +143,10 @@ async fn a_reader_that_is_stuck_or_mad_costs_only_itself() {
         packets.extend(packet(5, &read));
     }
     writer.write(packets.into()).await.unwrap();
-    // And three that are no clients at all, on a connection that somebody reads.
-    let other = ssh::connect(&config, &cancel).await.unwrap();
+    // And three that are no clients at all.
+    let others = connect().await;
     for bytes in [vec![0xff; 64], packet(5, &[&[0; 4]]), packet(1, &[&[0, 0, 0, 3]]).repeat(2)] {
-        let (mut mad, writer) = other.subsystem("sftp").await.unwrap();
+        let (mut mad, writer) = others.subsystem("sftp").await.unwrap();
         writer.write(bytes.into()).await.unwrap();
         loop {
             match mad.next().await {

@@ -361,13 +361,12 @@ fn rendered(error: &clap::Error, verb: Option<&Verb>) -> String {
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let said = text.lines().filter(|line| !line.starts_with(CLAP_HELP)).map(table::plain);
-    let mut text = said.collect::<Vec<_>>().join("\n").trim_end().to_owned();
-    text.push_str("\n\n");
-    text.push_str(&match verb {
+    let text = said.collect::<Vec<_>>().join("\n");
+    let advice = match verb {
         Some(verb) => format!("‘help {}’ explains it", verb.name),
         None => "‘help’ lists the verbs".to_owned(),
-    });
-    text
+    };
+    format!("{}\n\n{advice}", text.trim_end())
 }
 
 #[cfg(test)]

@@ -203,10 +203,7 @@ pub async fn start(
     let keydir = state_dir.join(KEYDIR);
     let enrollment = Enrollment::load(engine.clone(), &readers, clock, keydir).await?;
     let door = ssh::open(door_config(state_dir, listen), clock, cancel.clone()).await?;
-    if let Err(error) = door.open_locally(&state_dir.join(ssh::local::SOCKET)) {
-        // Such as a path that is too long for a socket: few need it, and all else works.
-        tracing::warn!(%error, "nobody can come through ‘steading stdio’");
-    }
+    door.open_locally(&state_dir.join(ssh::local::SOCKET));
     let next_host_key = next_host_key(&state_dir.join(NEXT_HOST_KEY))?;
     let signing_public_key = depot.public_key();
     let guix_signing_public_key = depot.guix_public_key();

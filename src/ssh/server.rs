@@ -204,16 +204,18 @@ pub struct Door {
 
 impl Door {
     /// Lets those in, too, whom the host's own sshd has let in: `steading stdio` comes through a
-    /// socket at this path, which only this process's user may open.
-    ///
-    /// # Errors
-    /// When the socket cannot be made.
-    pub fn open_locally(&self, path: &Path) -> io::Result<()> {
-        let listener = local::listen(path)?;
-        if let Some(entrance) = self.entrance.upgrade() {
-            self.tasks.spawn(local::accept(listener, entrance, self.tasks.clone()));
+    /// socket at this path, which only this process's user may open. Where it cannot be made, such
+    /// as for a path that is too long, this is logged: few need it, and all else works.
+    pub fn open_locally(&self, path: &Path) {
+        match (local::listen(path), self.entrance.upgrade()) {
+            (Ok(listener), Some(entrance)) => {
+                self.tasks.spawn(local::accept(listener, entrance, self.tasks.clone()));
+            }
+            (Err(error), _) => {
+                tracing::warn!(%error, "nobody can come through ‘steading stdio’");
+            }
+            (Ok(_), None) => {}
         }
-        Ok(())
     }
 
     /// Waits until every connection has ended, after the door's token was canceled.

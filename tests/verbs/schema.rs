@@ -74,8 +74,9 @@ fn compare_fields(
     for (name, value) in fields {
         let place = format!("{place}/{name}");
         match (schema["properties"].get(name), schema.get("additionalProperties")) {
-            (Some(rule), _) => compare(rule, value, &place, found),
-            (None, Some(rule @ Value::Object(_))) => compare(rule, value, &place, found),
+            (Some(rule), _) | (None, Some(rule @ Value::Object(_))) => {
+                compare(rule, value, &place, found);
+            }
             (None, Some(Value::Bool(false))) => found.push(format!("{place} is in no schema")),
             (None, _) => {}
         }

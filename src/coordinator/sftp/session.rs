@@ -237,7 +237,7 @@ mod tests {
             let (kind, body) = ask(&mut session, Asked::ReadDir(handle.clone()));
             assert_eq!(kind, 104);
             assert_eq!(status(&ask(&mut session, Asked::ReadDir(handle))), 1);
-            String::from_utf8_lossy(&body).into_owned()
+            body.escape_ascii().to_string()
         };
         let root = listed("/");
         assert!(root.contains("public") && root.contains("logs") && !root.contains("secrets"));

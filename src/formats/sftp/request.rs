@@ -29,7 +29,6 @@ mod kind {
     pub(super) const REALPATH: u8 = 16;
     pub(super) const STAT: u8 = 17;
     pub(super) const RENAME: u8 = 18;
-    pub(super) const READLINK: u8 = 19;
     pub(super) const SYMLINK: u8 = 20;
     pub(super) const EXTENDED: u8 = 200;
 }
@@ -43,8 +42,8 @@ const LIMITS: &[u8] = b"limits@openssh.com";
 /// Why bytes are no conversation. It ends with this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SftpError {
-    /// A packet is longer than allowed.
-    #[error("a packet of {0} bytes is too long")]
+    /// A packet, or a text in it, is longer than allowed.
+    #[error("a packet or text of {0} bytes is too long")]
     Long(u32),
     /// A packet ends in the middle of a field, or has none.
     #[error("a packet is cut short")]
@@ -168,8 +167,7 @@ fn request(mut packet: Bytes) -> Result<Request, SftpError> {
         | kind::RENAME
         | kind::SYMLINK => Asked::Change,
         kind::EXTENDED if &*text(&mut packet)? == LIMITS => Asked::Limits,
-        // There are no links, and no extensions but that one.
-        kind::READLINK | kind::EXTENDED => Asked::Other,
+        // Links, of which there are none, and other extensions, too.
         _ => Asked::Other,
     };
     Ok(Request { id, asked })
@@ -181,10 +179,14 @@ fn number(packet: &mut Bytes) -> Result<u32, SftpError> {
 
 fn text(packet: &mut Bytes) -> Result<Bytes, SftpError> {
     let length = usize::try_from(number(packet)?).unwrap_or(usize::MAX);
+    if length > PATH_BYTES_MAX {
+        return Err(SftpError::Long(u32::try_from(length).unwrap_or(u32::MAX)));
+    }
     if length > packet.len() {
         return Err(SftpError::Short);
     }
-    Ok(packet.split_to(length))
+    // Copied, so that a request that waits keeps no more than this of a long packet.
+    Ok(Bytes::copy_from_slice(&packet.split_to(length)))
 }
 
 #[cfg(test)]
@@ -193,7 +195,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     fn packet(kind: u8, fields: &[&[u8]]) -> Vec<u8> {
-        let length: usize = fields.iter().map(|field| field.len()).sum::<usize>() + 1;
+        let length: usize = fields.concat().len().saturating_add(1);
         let mut bytes = u32::try_from(length).unwrap().to_be_bytes().to_vec();
         bytes.push(kind);
         bytes.extend(fields.concat());
@@ -259,13 +261,14 @@ mod tests {
         let mut longest = (PACKET_BYTES_MAX + 1).to_be_bytes().to_vec();
         longest.push(kind::INIT);
         assert_eq!(all(&longest, 100), Err(SftpError::Long(PACKET_BYTES_MAX + 1)));
+        let path = packet(kind::STAT, &[&[0; 4], &word(&[b'a'; PATH_BYTES_MAX + 1])]);
+        assert_eq!(all(&[init(), path].concat(), 999), Err(SftpError::Long(4_097)));
     }
 
     #[test]
     fn a_field_that_is_longer_than_its_packet_is_refused() {
-        let long = [0xff, 0xff, 0xff, 0xff];
         for (kind, fields) in [
-            (kind::OPEN, vec![&[0, 0, 0, 7][..], &long, b"/a"]),
+            (kind::OPEN, vec![&[0, 0, 0, 7][..], &[0, 0, 0, 9], b"/a"]),
             (kind::CLOSE, vec![&[0, 0, 0, 7][..], &[0, 0, 0, 9], b"short"]),
             (kind::READ, vec![&[0, 0, 0, 7][..], &[0, 0, 0, 1], b"h", &[0; 7]]),
             (kind::STAT, vec![&[0, 0][..]]),

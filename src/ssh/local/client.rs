@@ -79,7 +79,7 @@ pub async fn abandoned(output: OwnedFd) {
         }
         told.clear_ready();
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Passes one request on to the coordinator and its answer back. Returns the exit status.

@@ -78,7 +78,7 @@ pub struct Call {
 #[must_use]
 pub fn asked(original: Option<&[u8]>) -> RequestKind {
     let Some(line) = original else { return RequestKind::Shell };
-    let first = line.split(|byte| byte.is_ascii_whitespace()).next().unwrap_or_default();
+    let first = line.split(u8::is_ascii_whitespace).next().unwrap_or_default();
     let program = first.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     if SFTP_PROGRAMS.contains(&program) {
         return RequestKind::Subsystem("sftp".to_owned());
