@@ -5,6 +5,7 @@ use super::{
     attempt::AttemptState,
     audit::AuditChange,
     build::{Blame, BuildState, Hold},
+    care::CareChange,
     compression::Compression,
     demands::Demands,
     enrollment::EnrollmentChange,
@@ -173,6 +174,8 @@ pub enum Change {
         /// When.
         at: Timestamp,
     },
+    /// Something was done for the good of the database or the depot.
+    Care(CareChange),
     /// Something happened that no other change tells.
     Event(Box<Event>),
     /// Events of long ago are forgotten; the last never is.

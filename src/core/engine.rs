@@ -11,6 +11,7 @@ mod amend;
 mod ask;
 mod configure;
 mod contested;
+mod forget;
 mod ignored;
 mod input;
 mod kept;
@@ -26,7 +27,7 @@ mod supply;
 mod tally;
 mod tell;
 
-pub use ask::{AgentView, Ask, Counts, Told, Unplaceable};
+pub use ask::{AgentView, Ask, Counts, ReadyBuilds, Told, Unplaceable};
 pub use ignored::Ignored;
 pub use input::{
     Administered, Amended, Amendment, Answer, Authority, Canceled, Decision, Delivery, Effect,
@@ -234,6 +235,7 @@ impl Engine {
             Input::Supply(supplies) => self.supply(turn, *supplies),
             Input::Configure { token, settings } => self.configure(turn, token, settings),
             Input::Record { token, changes } => self.record(turn, token, changes),
+            Input::Forget { token, what } => self.forget(turn, token, what),
             Input::Join { session, name, instance, abilities, held, capacity } => {
                 self.join(turn, session, &name, instance, abilities, &held);
                 if let Some(Capacity { slots, reason }) = capacity {

@@ -362,6 +362,7 @@ impl<'a> Teller<'a> {
             | Change::Missing { .. }
             | Change::EventsForgotten { .. }
             | Change::Hook(_)
+            | Change::Care(_)
             | Change::Audit(_)
             | Change::Enrollment(_) => {}
         }

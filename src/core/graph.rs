@@ -9,6 +9,7 @@
 
 mod check;
 mod load;
+mod lose;
 mod names;
 mod node;
 mod spread;

@@ -12,6 +12,7 @@ pub mod attempt;
 pub mod audit;
 pub mod base32;
 pub mod build;
+pub mod care;
 pub mod change;
 pub mod compression;
 pub mod content;

@@ -211,6 +211,7 @@ impl Shadow {
             | Change::Agent { .. }
             | Change::Missing { .. }
             | Change::Published { .. }
+            | Change::Care(_)
             | Change::UnwrittenNar(_)
             | Change::NarsWritten { .. }
             | Change::Signed { .. }

@@ -119,6 +119,7 @@ impl Store {
             Change::Published { path, at } => nars::mark_published(&self.connection, *path, *at),
             Change::Audit(change) => audit::apply(&self.connection, change),
             Change::Enrollment(change) => enrollment::apply(&self.connection, change),
+            Change::Care(change) => self.apply_care(change),
         }
     }
 }

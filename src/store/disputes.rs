@@ -52,6 +52,23 @@ pub(super) fn insert(
         .map_err(doing("keep a disputed nar"))
 }
 
+/// Forgets a nar that was kept to be compared.
+pub(super) fn forget(
+    connection: &Connection,
+    path: PathHash,
+    nar_hash: &Sha256,
+) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("DELETE FROM disputed_nars WHERE path = :path AND nar_hash = :nar_hash")
+        .and_then(|mut delete| {
+            delete.execute(named_params! {
+                ":path": path.as_bytes(), ":nar_hash": nar_hash.as_bytes(),
+            })
+        })
+        .map(drop)
+        .map_err(doing("forget a disputed nar"))
+}
+
 /// Marks attempts that made something else of a path than what was just taken as held.
 pub(super) fn mark_differing(
     connection: &Connection,
@@ -232,6 +249,32 @@ impl Reader {
             Ok(Sha256::from_bytes(row::bytes(TABLE, &hash)?))
         })
         .collect()
+    }
+
+    /// Returns the path, nar and file of all disputed nars: few, or something is wrong with the
+    /// farm.
+    ///
+    /// # Errors
+    /// [`StoreError::Sql`] and [`StoreError::Damaged`].
+    pub fn all_disputed(&self) -> Result<Vec<(StorePath, Sha256, Sha256)>, StoreError> {
+        const TABLE: &str = "disputed_nars";
+        let sql = doing("read disputed nars");
+        let mut select = self
+            .connection
+            .prepare(
+                "SELECT s.path, n.path, n.name, n.nar_hash, n.file_hash FROM disputed_nars n
+                 JOIN store_dirs s ON s.id = n.store_dir ORDER BY n.path, n.nar_hash LIMIT -1",
+            )
+            .map_err(&sql)?;
+        let mut rows = select.query([]).map_err(&sql)?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next().map_err(&sql)? {
+            let (dir, name) = (row::text(TABLE, row, 0)?, row::text(TABLE, row, 2)?);
+            let path = row::store_path(TABLE, dir, row::blob(TABLE, row, 1)?, name)?;
+            let nar_hash = row::sha256(TABLE, row::blob(TABLE, row, 3)?)?;
+            found.push((path, nar_hash, row::sha256(TABLE, row::blob(TABLE, row, 4)?)?));
+        }
+        Ok(found)
     }
 
     /// Returns what agents reported of a path under attempts that are not known.

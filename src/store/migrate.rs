@@ -16,6 +16,7 @@ pub(super) const SCRIPTS: &[&str] = &[
     include_str!("../../schema/0006_planner.sql"),
     include_str!("../../schema/0007_events.sql"),
     include_str!("../../schema/0008_keys.sql"),
+    include_str!("../../schema/0009_care.sql"),
 ];
 
 /// Brings the database to the newest version, one transaction per script.

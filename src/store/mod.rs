@@ -9,6 +9,8 @@ mod agents;
 mod amendments;
 mod apply;
 mod audit;
+mod backup;
+mod care;
 mod dependents;
 mod derivations;
 mod disputes;
@@ -28,6 +30,7 @@ mod simulated;
 mod unwritten;
 
 pub use audit::{AUDIT_LINES_PER_READ_MAX, AuditFilter, AuditRow};
+pub use care::{BackupMark, Finished, FinishedMark, Keeping, TotalKind, Withdrawn};
 pub use dependents::{DEPENDENTS_LOOKED_AT_MAX, Unsuccessful};
 pub use disputes::{DISPUTED_PER_PATH_MAX, StrayOutput};
 pub use events::{EVENTS_PER_ROW_MAX, EventPage, EventRow, Extent};

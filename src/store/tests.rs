@@ -2,6 +2,7 @@
 //! and after every step a reload must give what is in memory.
 
 mod agents;
+mod care;
 mod commit;
 mod damage;
 mod events;

@@ -154,6 +154,7 @@ async fn decide(
         | Answer::Retried(_)
         | Answer::Configured
         | Answer::Recorded
+        | Answer::Forgotten(_)
         | Answer::Offer { .. }
         | Answer::Delivered { .. } => {
             Err(CommandError::TryAgain("the engine answered another question".to_owned()))

@@ -29,6 +29,8 @@ pub enum Ask {
     Holders(Vec<BuildId>),
     /// The open builds that no agent ever seen can take, by what they ask for.
     Unplaceable,
+    /// The ready builds, by what they ask for.
+    Ready,
     /// What does not agree in memory.
     Check,
     /// All open state in comparable form.
@@ -52,6 +54,8 @@ pub enum Told {
     Holders(BTreeMap<BuildId, (AttemptId, Name)>),
     /// To [`Ask::Unplaceable`].
     Unplaceable(Vec<Unplaceable>),
+    /// To [`Ask::Ready`].
+    Ready(Vec<ReadyBuilds>),
     /// To [`Ask::Check`].
     Check(Vec<String>),
     /// To [`Ask::Snapshot`].
@@ -101,6 +105,17 @@ pub struct Unplaceable {
     pub first: Vec<BuildId>,
     /// Why some agents cannot take them.
     pub agents: Vec<(Name, String)>,
+}
+
+/// The ready builds of one kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadyBuilds {
+    /// What they ask for.
+    pub kind: Kind,
+    /// How many there are.
+    pub ready: usize,
+    /// When the one was asked for that goes first.
+    pub first: Option<Timestamp>,
 }
 
 /// An agent as commands show it.
@@ -162,6 +177,7 @@ impl Engine {
                     .collect(),
             ),
             Ask::Unplaceable => Told::Unplaceable(self.unplaceable()),
+            Ask::Ready => Told::Ready(self.ready()),
             Ask::Check => Told::Check(self.check()),
             Ask::Snapshot => Told::Snapshot(self.snapshot()),
         }
@@ -193,6 +209,16 @@ impl Engine {
             }
         }
         counts
+    }
+
+    /// Returns the ready sets. Of the builds in them, only the first of each account is looked at.
+    fn ready(&self) -> Vec<ReadyBuilds> {
+        let of_kind = |(ix, kind): (ClassIx, &Kind)| {
+            let firsts = self.queue.ready(ix).filter_map(|(_, ready)| ready.first());
+            let first = firsts.min().map(|(_, ix)| self.builds[*ix].request.submitted);
+            ReadyBuilds { kind: kind.clone(), ready: self.queue.ready_count(ix), first }
+        };
+        self.queue.kinds().map(of_kind).collect()
     }
 
     /// Returns the open builds that no agent ever seen can take. Builds are gone through only where

@@ -8,6 +8,7 @@ use crate::core::{
     agent::{Abilities, Capacity, SessionId},
     attempt::Held,
     build::ShownState,
+    care::{Forget, Forgotten},
     change::{Change, Limits, NarFile, NarRecord, OutputRecord, Verdict},
     demands::Demands,
     graph::Facts,
@@ -77,6 +78,14 @@ pub enum Input {
         token: Option<Token>,
         /// The facts.
         changes: Vec<Change>,
+    },
+    /// Somebody wants things out of the database that no open build has a use for. Answered by
+    /// [`Answer::Forgotten`].
+    Forget {
+        /// Whom to answer.
+        token: Token,
+        /// What.
+        what: Forget,
     },
     /// An agent opened a control session. Answered by [`Order::Welcome`] or [`Order::Refuse`].
     Join {
@@ -429,6 +438,8 @@ pub enum Answer {
     Administered(Administered),
     /// The facts are durable.
     Recorded,
+    /// What was taken out.
+    Forgotten(Forgotten),
     /// Whether the outputs are wanted.
     Offer {
         /// The derivation whose outputs they must be; absent when the attempt is not this agent's

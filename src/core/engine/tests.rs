@@ -3,6 +3,7 @@
 
 mod administration;
 mod agents;
+mod care;
 pub(crate) mod disk;
 mod graph;
 pub(crate) mod histories;
@@ -49,4 +50,5 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Story> {
         .chain(administration::STORIES)
         .chain(leases::STORIES)
         .chain(wishes::STORIES)
+        .chain(care::STORIES)
 }

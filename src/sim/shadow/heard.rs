@@ -87,6 +87,7 @@ impl Shadow {
                 | Input::Supply(_)
                 | Input::Configure { .. }
                 | Input::Record { .. }
+                | Input::Forget { .. }
                 | Input::Offer { .. }
                 | Input::Administer { .. }
                 | Input::Expel { .. }

@@ -10,7 +10,7 @@ fn a_new_database_has_the_newest_schema_and_nothing_in_it() {
         let sql = format!("SELECT CAST({name} AS TEXT) FROM pragma_{name}");
         fresh.store.connection.query_row(&sql, [], |row| row.get(0)).unwrap()
     };
-    assert_eq!(pragma("user_version"), "8");
+    assert_eq!(pragma("user_version"), "9");
     assert_eq!(pragma("journal_mode"), "wal");
     assert_eq!(pragma("synchronous"), "2");
     assert_eq!(pragma("foreign_keys"), "1");
@@ -33,7 +33,7 @@ fn a_database_of_a_newer_program_is_left_alone() {
     let error = fresh.again().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the database has schema version 99, this program knows up to 8: start the newer steading \
+        "the database has schema version 99, this program knows up to 9: start the newer steading \
          that wrote it"
     );
 }

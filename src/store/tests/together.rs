@@ -12,7 +12,7 @@ use crate::core::{
             world::{Wish, World},
         },
     },
-    graph::{Facts, Held},
+    graph::{Facts, Held, LastEnd},
     id::{BuildId, Name},
     outcome::{Outcome, OutputPolicy},
     plan::Strategy,
@@ -55,6 +55,10 @@ impl Disk for Known {
 
     fn retrial(&self, builds: &[BuildId], by: Authority, wish: RetryWish) -> Retrial {
         self.fresh.store.retrial(builds, by, wish).unwrap()
+    }
+
+    fn last_end(&self, derivation: PathHash) -> Option<LastEnd> {
+        self.fresh.store.last_end(derivation).unwrap()
     }
 
     fn has_build(&self, build: BuildId) -> bool {

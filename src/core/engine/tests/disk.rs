@@ -3,6 +3,7 @@
 use crate::core::{
     attempt::AttemptState,
     build::{Blame, BuildState},
+    care::CareChange,
     change::{BuildAmendment, BuildRecord, Change, DerivationRecord, Origin, OutputRecord},
     engine::{
         Authority, Engine, Extras, Inputs, LostAttempt, OpenBuild, OverBuild, Retrial, RetryWish,
@@ -35,6 +36,7 @@ pub(crate) trait Disk {
         key: Option<&str>,
     ) -> (Vec<Root>, Vec<Facts>);
     fn retrial(&self, builds: &[BuildId], by: Authority, wish: RetryWish) -> Retrial;
+    fn last_end(&self, derivation: PathHash) -> Option<LastEnd>;
     fn has_build(&self, build: BuildId) -> bool;
     fn holds_outputs_of(&self, derivation: PathHash) -> bool;
 }
@@ -127,6 +129,25 @@ impl Model {
     fn note(&mut self, outputs: &[OutputRecord]) {
         let noted = outputs.iter().filter(|_| self.records);
         self.held.extend(noted.map(|output| (output.path.hash(), output.nar_hash)));
+    }
+
+    fn take_out(&mut self, change: CareChange) {
+        match change {
+            CareChange::Pruned { build } => {
+                let row = self.builds.remove(&build).unwrap();
+                assert!(row.record.state.is_final(), "a build was pruned that is open");
+                self.attempts.retain(|_, row| row.build != build);
+            }
+            CareChange::Withdrawn { path, .. } => {
+                self.held.remove(&path);
+            }
+            CareChange::Lost { path, .. } => {
+                if self.held.remove(&path).is_some() {
+                    self.missing.insert(path);
+                }
+            }
+            other => unreachable!("no story has {other:?}"),
+        }
     }
 
     fn facts(&self, derivation: PathHash) -> Facts {
@@ -262,6 +283,7 @@ impl Disk for Model {
                     self.missing.insert(path);
                 }
                 Change::Outputs { outputs, .. } => self.note(&outputs),
+                Change::Care(change) => self.take_out(change),
                 Change::DisputedNar { .. }
                 | Change::Reported { .. }
                 | Change::Published { .. }
@@ -294,6 +316,10 @@ impl Disk for Model {
             lost: self.lost(|build| !self.builds[&build].record.state.is_final()),
             accounts: self.accounts.iter().map(|(name, usage)| (name.clone(), *usage)).collect(),
         }
+    }
+
+    fn last_end(&self, derivation: PathHash) -> Option<LastEnd> {
+        self.facts(derivation).last_end
     }
 
     fn retrial(&self, builds: &[BuildId], by: Authority, wish: RetryWish) -> Retrial {

@@ -74,6 +74,9 @@ pub(crate) enum Event {
     Pass(u64),
     WallJumps(i64),
     Configure(u8),
+    Lose(usize),
+    Prune(usize),
+    Withdraw(usize),
     Restart,
 }
 
@@ -132,6 +135,9 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(Event::Pass),
         1 => prop_oneof![Just(-3_600_000i64), Just(3_600_000)].prop_map(Event::WallJumps),
         1 => (0..6u8).prop_map(Event::Configure),
+        1 => any::<usize>().prop_map(Event::Lose),
+        1 => any::<usize>().prop_map(Event::Prune),
+        1 => any::<usize>().prop_map(Event::Withdraw),
         1 => Just(Event::Restart),
     ]
 }
@@ -308,11 +314,11 @@ impl Telling {
                 }
             }
             Event::Record(number) => {
-                let drv = self.pick(*number);
-                let outputs = &self.world.drv(&drv).outputs;
-                let output = outputs[number / 7 % outputs.len()].0.clone();
-                self.world.record(vec![Change::Nar(nar(&output))]);
+                self.world.record(vec![Change::Nar(nar(&self.output(*number)))]);
             }
+            Event::Lose(number) => self.world.loses(&[&self.output(*number)]),
+            Event::Withdraw(number) => self.world.withdraws(&[(&self.output(*number), &[])]),
+            Event::Prune(number) => self.prunes(*number),
             Event::Wants { agent, slots } => {
                 let agent = AGENTS[*agent].0;
                 if self.world.session_is_open(agent) {
@@ -327,6 +333,23 @@ impl Telling {
             Event::Restart => self.world.restart(),
         }
         self.world.assert_supplied();
+    }
+
+    /// Forgets any build that is over.
+    fn prunes(&mut self, number: usize) {
+        let open = self.world.engine.snapshot().builds;
+        let disk = &self.world.disk;
+        let over = |build: &BuildId| !open.contains_key(build) && disk.has_build(*build);
+        if let Some(build) = self.build(number).filter(over) {
+            self.world.prunes(&[build]);
+            self.returned.retain(|other| self.world.disk.has_build(*other));
+        }
+    }
+
+    /// Returns the name of any output.
+    fn output(&self, number: usize) -> String {
+        let outputs = &self.world.drv(&self.pick(number)).outputs;
+        outputs[number / 7 % outputs.len()].0.clone()
     }
 
     /// Returns any build that ever was.

@@ -12,6 +12,7 @@ use crate::core::{
     attempt::{AttemptState, Held, HeldPhase},
     audit::AuditChange,
     build::ShownState,
+    care::{CareChange, Forget, LostNar, OverBuildToForget, Withdrawal},
     change::{Change, DerivationRecord, Limits, NarOrigin, NarRecord, OutputRecord, Verdict},
     demands::Demands,
     engine::{
@@ -559,6 +560,50 @@ impl World {
         self.deliver(agent, attempt);
     }
 
+    // What is taken out again.
+
+    /// The files of outputs turn out to be gone.
+    pub(crate) fn loses(&mut self, outs: &[&str]) {
+        let lost = |out: &&str| {
+            let path = output(out).hash();
+            let makers = self.engine.graph().makers_of(path);
+            let makers = makers.map(|ix| self.engine.graph().node(ix).hash());
+            let ends = makers.filter_map(|of| Some((of, self.disk.last_end(of)?)));
+            LostNar { path, last_ends: ends.collect() }
+        };
+        let what = Forget::Lost(outs.iter().map(lost).collect());
+        let token = self.token();
+        self.step(vec![Input::Forget { token, what }]);
+    }
+
+    /// Outputs are to go, each with what it refers to.
+    pub(crate) fn withdraws(&mut self, outs: &[(&str, &[&str])]) {
+        let withdrawal = |(out, references): &(&str, &[&str])| Withdrawal {
+            path: output(out).hash(),
+            references: references.iter().map(|one| output(one).hash()).collect(),
+        };
+        let nars = outs.iter().map(withdrawal).collect();
+        let what = Forget::Nars { nars, remove_at: self.now.wall };
+        let token = self.token();
+        self.step(vec![Input::Forget { token, what }]);
+    }
+
+    /// Builds that are over are to go.
+    pub(crate) fn prunes(&mut self, builds: &[BuildId]) {
+        let over = |build: &BuildId| {
+            let called = &self.build_names[build];
+            let drv = self.drv(called.split('#').next().unwrap());
+            OverBuildToForget {
+                build: *build,
+                derivation: drv.path.hash(),
+                outputs: drv.outputs.iter().map(|(_, path)| path.hash()).collect(),
+            }
+        };
+        let what = Forget::Builds(builds.iter().map(over).collect());
+        let token = self.token();
+        self.step(vec![Input::Forget { token, what }]);
+    }
+
     // What the coordinator finds.
 
     pub(crate) fn close_intake(&mut self, reason: Option<&str>) {
@@ -819,13 +864,19 @@ impl World {
                 AuditChange::Line(record) => format!("audit {}: {}", record.principal, record.line),
                 other => unreachable!("no story has {other:?}"),
             },
-            Change::Missing { path, .. } => {
-                let known = self.derivations.values().flat_map(|d| &d.outputs);
-                let named = known.map(|(_, path)| path).find(|known| known.hash() == *path);
-                format!("missing {}", named.unwrap().name())
-            }
+            Change::Missing { path, .. } => format!("missing {}", self.output_called(*path)),
             Change::UnwrittenNar(file) => format!("file of {} bytes", file.bytes.len()),
+            Change::Care(CareChange::Pruned { build }) => {
+                format!("pruned {}", self.build_names[build])
+            }
+            Change::Care(CareChange::Withdrawn { path, .. }) => {
+                format!("withdrew {}", self.output_called(*path))
+            }
+            Change::Care(CareChange::Lost { path, .. }) => {
+                format!("lost {}", self.output_called(*path))
+            }
             Change::Published { .. }
+            | Change::Care(_)
             | Change::NarsWritten { .. }
             | Change::Signed { .. }
             | Change::EventsForgotten { .. }
@@ -833,6 +884,12 @@ impl World {
             | Change::Enrollment(_) => unreachable!("no story has it"),
         };
         self.changes.push(line);
+    }
+
+    fn output_called(&self, path: PathHash) -> String {
+        let known = self.derivations.values().flat_map(|d| &d.outputs);
+        let named = known.map(|(_, path)| path).find(|known| known.hash() == path);
+        named.unwrap().name().to_owned()
     }
 
     fn assert_inputs_are_held(&self, build: BuildId) {
@@ -898,7 +955,7 @@ impl World {
                     format!("{} open and {} more are over {}", over.open, over.more, over.most)
                 }
                 Answer::Configured => "configured".to_owned(),
-                Answer::Recorded => return,
+                Answer::Recorded | Answer::Forgotten(_) => return,
                 Answer::Offer { derivation: Some(path) } => {
                     format!("offer of {} wanted", path.name())
                 }
