@@ -193,6 +193,15 @@ pub(super) fn have_same_bytes(first: &Path, second: &Path) -> io::Result<bool> {
     }
 }
 
+/// Removes a file. Returns whether it was there.
+pub(super) fn remove_if_there(path: &Path) -> io::Result<bool> {
+    match fs_err::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

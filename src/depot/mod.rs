@@ -27,10 +27,12 @@ mod open_nar;
 mod orphans;
 mod publish;
 mod second_form;
+mod shown;
 mod spool;
 #[cfg(test)]
 mod tests;
 mod upload;
+mod withdraw;
 mod write_out;
 mod zstd_stream;
 
@@ -38,6 +40,7 @@ pub use error::{DepotError, Fault, SigningKeyError};
 pub use intake::{Fact, Intake, IntakeCounts, IntakeError, IntakeRules, IntakeSummary, Known};
 pub use open_nar::OpenNar;
 pub use publish::{PublishPolicy, PublishReport, Publisher, Unpublished};
+pub use shown::{Shown, Surplus, Tree};
 pub use spool::IncomingFiles;
 pub use upload::{
     Candidates, SYNC_INTERVAL, SmallNars, Upload, UploadRules, VerifiedNar, VerifyError,

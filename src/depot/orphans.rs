@@ -21,7 +21,13 @@ impl Depot {
     /// When a directory cannot be read.
     pub fn unpublished_files(&self, before: Timestamp) -> Result<BTreeSet<Sha256>, DepotError> {
         let mut found = BTreeSet::new();
-        for shard in fs_err::read_dir(&self.0.places.depot)? {
+        let shards = match fs_err::read_dir(&self.0.places.depot) {
+            Ok(shards) => shards,
+            // Whoever has removed all of it has left no orphans.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+            Err(error) => return Err(error.into()),
+        };
+        for shard in shards {
             let shard = shard?;
             if !shard.file_type()?.is_dir() {
                 continue;

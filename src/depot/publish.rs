@@ -2,18 +2,16 @@
 //!
 //! For each store directory there is one tree, in the layout that stock clients read. The tree
 //! itself is the memory of what was published: a path is visible exactly when its narinfo is
-//! there. Nothing in a tree is ever changed or removed here.
+//! there. What is there wrong, as after a restore, is replaced; what is withdrawn is removed in
+//! `withdraw.rs`, by the same thread.
 
 use super::{
     Depot, DepotError,
-    layout::{Dialect, PUBLIC, PUBLIC_FILE, make_dir, set_mode, tree_file_name},
+    layout::{PUBLIC, PUBLIC_FILE, make_dir, set_mode},
 };
-use crate::{
-    core::{
-        change::{NarOrigin, NarRecord},
-        store_path::{StoreDir, StorePath},
-    },
-    formats::narinfo::{self, NarInfo},
+use crate::core::{
+    change::{NarOrigin, NarRecord},
+    store_path::{StoreDir, StorePath},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -119,6 +117,12 @@ impl Publisher {
         self.waiting.get(path).map(|(_, missing)| missing)
     }
 
+    /// Forgets a path that waits for others, because it is held no more.
+    pub fn forget(&mut self, path: &StorePath) {
+        self.waiting.remove(path);
+        self.unfinished.retain(|record| record.info.path != *path);
+    }
+
     /// Decides which nars become visible now, references first.
     fn choose(
         &mut self,
@@ -212,7 +216,8 @@ impl Publisher {
     fn write(&self, chosen: &[Arc<NarRecord>]) -> Result<(), DepotError> {
         let mut moves: Vec<(PathBuf, PathBuf)> = Vec::new();
         for record in chosen {
-            if self.is_visible(&record.info.path) {
+            // One that is there from before can be of another nar, as after a restore.
+            if self.is_visible(&record.info.path) && self.depot.shows_rightly(record)? {
                 continue;
             }
             moves.push(self.prepare(record)?);
@@ -239,42 +244,13 @@ impl Publisher {
         let dir = record.info.path.dir();
         let tree = places.tree(dir);
         make_tree(&tree, dir)?;
-        let name = tree_file_name(record);
-        match fs_err::hard_link(places.nar(&record.file_hash), tree.join("nar").join(&name)) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(DepotError::NotHeld(record.file_hash));
-            }
-            Err(error) => return Err(error.into()),
-        }
-        let text = self.narinfo(record)?;
+        self.depot.link(record)?;
+        let text = self.depot.narinfo(record)?;
         let place = places.narinfo(dir, record.info.path.hash());
         let new = place.with_extension("narinfo.new");
         fs_err::write(&new, text)?;
         set_mode(&new, PUBLIC_FILE)?;
         Ok((new, place))
-    }
-
-    /// Returns the narinfo in the dialect of the path's store.
-    fn narinfo(&self, record: &NarRecord) -> Result<String, DepotError> {
-        match Dialect::of(record.info.path.dir()) {
-            Dialect::Nix => {
-                let narinfo = NarInfo {
-                    info: record.info.clone(),
-                    url: Depot::url(record),
-                    compression: record.compression().word().to_owned(),
-                    file_hash: record.file_hash,
-                    file_bytes: record.file_bytes,
-                };
-                Ok(narinfo.to_text()?)
-            }
-            Dialect::Guix => {
-                // Signed anew: what was taken before there was a key has no signature.
-                let info = self.depot.signed(record.info.clone());
-                Ok(narinfo::guix::text(&info, &self.depot.forms(record)?)?)
-            }
-        }
     }
 }
 

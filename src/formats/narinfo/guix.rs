@@ -5,7 +5,7 @@
 //! key. The hash of the compressed file is not told; what is unpacked is compared with the hash of
 //! the nar. Source: Guix `guix/narinfo.scm`, `guix/scripts/publish.scm` (`narinfo-string`).
 
-use super::{NarInfoError, PathInfo, StorePath, put, sorted};
+use super::{NarInfo, NarInfoError, PathInfo, Sha256, StoreDir, StorePath, put, sorted};
 use crate::formats::signature::guix::NARINFO_SIGNATURE_FIELD;
 
 /// One of the forms in which a nar is offered.
@@ -60,13 +60,37 @@ pub fn text(info: &PathInfo, files: &[NarFile]) -> Result<String, NarInfoError> 
     Ok(text)
 }
 
+/// Reads the text of a narinfo file about a path in `dir`. Returns what it says of the path, and
+/// where the first of its files lies.
+///
+/// What is above the signature has the fields of a narinfo of the other dialect, which reads it.
+/// Nothing is verified.
+///
+/// # Errors
+/// A [`NarInfoError`]; the narinfo is of no use then.
+pub fn parse(text: &str, dir: &StoreDir) -> Result<(PathInfo, String), NarInfoError> {
+    let missing = NarInfoError::Missing(NARINFO_SIGNATURE_FIELD);
+    let (facts, rest) =
+        text.split_once(&format!("\n{NARINFO_SIGNATURE_FIELD}: ")).ok_or(missing)?;
+    let mut lines = rest.lines();
+    let signature = lines.next().unwrap_or_default().to_owned();
+    let url = lines
+        .find_map(|line| line.strip_prefix("URL: "))
+        .ok_or(NarInfoError::Missing("URL"))?
+        .to_owned();
+    let whole = format!(
+        "{facts}\nURL: {url}\nCompression: none\nFileHash: {}\nFileSize: 1\n",
+        Sha256::from_bytes([0; 32]),
+    );
+    let mut info = NarInfo::parse(&whole, dir)?.info;
+    info.signatures = vec![signature];
+    Ok((info, url))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{
-        hash::Sha256,
-        store_path::{PathHash, StoreDir},
-    };
+    use crate::core::store_path::PathHash;
 
     fn path(byte: u8, name: &str) -> StorePath {
         StoreDir::guix().path(PathHash::from_bytes([byte; 20]), name).unwrap()
@@ -108,6 +132,18 @@ mod tests {
         Compression: gzip
         FileSize: 50184
         ");
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let text = text(&info(), &[file("zstd"), file("gzip")]).unwrap();
+        let (read, url) = parse(&text, &StoreDir::guix()).unwrap();
+        let mut expected = info();
+        expected.references.sort();
+        assert_eq!((read, url.as_str()), (expected, "nar/x.zstd"));
+        for broken in ["", "Signature: x\n", &text.replace("URL", "LRU"), &text.replace('2', "e")] {
+            assert!(parse(broken, &StoreDir::guix()).is_err(), "{broken}");
+        }
     }
 
     #[test]
