@@ -21,6 +21,10 @@
 //! | `uploads-max` | number | 16 | how many uploads are received at a time; more wait for their turn |
 //! | `uploads-per-agent-max` | number | 4 | how many of them may be of one agent |
 //! | `staged-gib-max` | GiB | 64 | how much one agent may have sent that is not committed |
+//! | `gc-delay` | hours | 720 | how long the files of nars stay that are withdrawn: those who have seen a narinfo may ask for them as long |
+//! | `backup-age` | days | 7 | after how long without a backup `status` asks for one; 0: never |
+//! | `metrics-file` | path | none | where the text of `metrics` is written for `node_exporter` to read |
+//! | `metrics-interval` | seconds | 15 | how often |
 //! | `signing-key-name` | text | host name and `-1` | the name of a signing key made at first start |
 //! | `guix-acl` | file | `guix-acl` in the state directory, if it is there | whose signatures are believed on outputs that a submitted export brings, in the form of Guix's `/etc/guix/acl`; read for each submission |
 //! | `publish."STORE DIR"` | `complete`, `external-references-allowed`, `never` | `complete` | when a path becomes visible |
@@ -32,10 +36,11 @@
 //! | `hooks.pause` | seconds | 10 | how long to wait before the second try; each pause is three times the one before, at most an hour |
 //! | `hooks.parallel.EVENT` | runs, 1 to 16 | 1 | how many runs of each hook of an event go on at a time; with 1, one event after the other |
 //!
-//! The file is read at start. The verb `reload` reads it again: `strategy`, `priority-step`,
-//! `fair-share`, `fair-share-half-life`, `lease`, `quarantine-after`, `build-missing-inputs`,
-//! `retry`, `guix-acl` and `audit-keep-days` hold from then on, on a farm that goes on; all else needs
-//! a restart.
+//! The file is read at start. The verb `reload` and SIGHUP have it read again: `strategy`,
+//! `priority-step`, `fair-share`, `fair-share-half-life`, `lease`, `quarantine-after`,
+//! `build-missing-inputs`, `retry`, `guix-acl`, `audit-keep-days`, `gc-delay`, `backup-age`,
+//! `metrics-file` and `metrics-interval` hold from then on, on a farm that goes on; all else needs a
+//! restart.
 
 use crate::{
     core::{
@@ -98,6 +103,15 @@ pub struct Config {
     pub uploads_per_agent_max: NonZeroU32,
     /// How much one agent may have sent that is not committed, in GiB.
     pub staged_gib_max: NonZeroU32,
+    /// How long the files of withdrawn nars stay, in hours: the default is how long Nix believes a
+    /// narinfo that it has seen.
+    pub gc_delay: u32,
+    /// After how many days without a backup `status` asks for one; never when 0.
+    pub backup_age: u32,
+    /// Where the text of `metrics` is written.
+    pub metrics_file: Option<PathBuf>,
+    /// How often, in seconds.
+    pub metrics_interval: NonZeroU32,
     /// The name of a signing key made at first start.
     pub signing_key_name: Option<String>,
     /// Whose signatures are believed on outputs that a submitted export brings.
@@ -154,6 +168,10 @@ impl Default for Config {
             uploads_max: NonZeroU32::MIN.saturating_add(15),
             uploads_per_agent_max: NonZeroU32::MIN.saturating_add(3),
             staged_gib_max: NonZeroU32::MIN.saturating_add(63),
+            gc_delay: 720,
+            backup_age: 7,
+            metrics_file: None,
+            metrics_interval: NonZeroU32::MIN.saturating_add(14),
             signing_key_name: None,
             guix_acl: None,
             publish: BTreeMap::new(),
@@ -228,6 +246,10 @@ impl Config {
             ("retry", self.retry != other.retry),
             ("guix-acl", self.guix_acl != other.guix_acl),
             ("audit-keep-days", self.audit_keep_days != other.audit_keep_days),
+            ("gc-delay", self.gc_delay != other.gc_delay),
+            ("backup-age", self.backup_age != other.backup_age),
+            ("metrics-file", self.metrics_file != other.metrics_file),
+            ("metrics-interval", self.metrics_interval != other.metrics_interval),
         ];
         let at_restart = [
             ("listen", self.listen != other.listen),
@@ -263,6 +285,10 @@ impl Config {
         self.retry = other.retry;
         self.guix_acl.clone_from(&other.guix_acl);
         self.audit_keep_days = other.audit_keep_days;
+        self.gc_delay = other.gc_delay;
+        self.backup_age = other.backup_age;
+        self.metrics_file.clone_from(&other.metrics_file);
+        self.metrics_interval = other.metrics_interval;
     }
 
     /// Returns what the engine needs of it.
@@ -321,6 +347,7 @@ mod tests {
              uploads-max = 3\nuploads-per-agent-max = 2\nstaged-gib-max = 1\n\
              build-missing-inputs = false\n\
              events-keep = 20000\nevents-keep-days = 2\n\
+             gc-delay = 2\nbackup-age = 0\nmetrics-file = '/x'\nmetrics-interval = 5\n\
              [retry]\nexit = 2\nemulated = false\n\
              [publish]\n'/nix/store' = 'external-references-allowed'\n\
              [hooks]\nrole = 'viewer'\ntime-limit = 5\ntries = 2\npause = 1\n\
@@ -340,6 +367,9 @@ mod tests {
         assert_eq!(logs, (65_536, 7, 1));
         assert_eq!(config.audit_keep_days, 30);
         assert_eq!(config.min_free, Some(9));
+        assert_eq!((config.gc_delay, config.backup_age), (2, 0));
+        let metrics = (config.metrics_file.as_deref(), config.metrics_interval.get());
+        assert_eq!(metrics, (Some(Path::new("/x")), 5));
         let numbers = [config.uploads_max, config.uploads_per_agent_max, config.staged_gib_max];
         assert_eq!(numbers.map(NonZeroU32::get), [3, 2, 1]);
         assert_eq!(

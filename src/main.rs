@@ -17,7 +17,7 @@ use steading::{
     builders::direct::sandbox,
     commands::{self, client},
     config::{Config, Presence, Source},
-    coordinator::start,
+    coordinator::{Coordinator, care::reload, start},
     demo, guix_program,
     ssh::local,
     telemetry::{self, Clock},
@@ -97,6 +97,13 @@ fn coordinator(arguments: &CoordinatorArguments) -> anyhow::Result<ExitCode> {
             () = stop.cancelled() => return Ok(ExitCode::SUCCESS),
         };
         announce(&arguments.state, &started)?;
+        reload_on_signal(started.coordinator.clone())?;
+        let stopping = stop.clone();
+        tokio::spawn(async move {
+            stopping.cancelled().await;
+            // Without systemd there is nobody to tell.
+            sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
+        });
         match started.serve(stop, commands::run).await {
             Ok(()) => Ok(ExitCode::SUCCESS),
             Err(error) => {
@@ -111,6 +118,30 @@ fn coordinator(arguments: &CoordinatorArguments) -> anyhow::Result<ExitCode> {
             }
         }
     })
+}
+
+/// Has the configuration read again at every SIGHUP, as the verb ‘reload’ does.
+fn reload_on_signal(coordinator: Coordinator) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).context("signals cannot be received")?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            match reload::reload(&coordinator).await {
+                Ok(differences) => {
+                    let (now, later) = (differences.at_once, differences.at_restart);
+                    tracing::info!(
+                        ?now,
+                        ?later,
+                        "configuration read again: what holds now, and what needs a restart"
+                    );
+                }
+                Err(error) => {
+                    let error = telemetry::chain(&error);
+                    tracing::error!(error, "configuration not read again: the old one holds");
+                }
+            }
+        }
+    });
+    Ok(())
 }
 
 /// Says where the coordinator is, which keys it has, and that it is ready.

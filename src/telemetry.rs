@@ -7,7 +7,7 @@ use std::{
         Once,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 /// How often a thread or task of this process has panicked.
@@ -43,6 +43,13 @@ impl Clock {
     #[expect(clippy::disallowed_methods, reason = "this is the clock that others take time from")]
     pub fn start() -> Self {
         Self { start: Instant::now() }
+    }
+
+    /// Returns how long ago this clock was started, as exactly as the machine knows it: for
+    /// measuring how long something took.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.start.elapsed()
     }
 
     /// Returns what time it is.

@@ -5,7 +5,7 @@ use crate::{
     coordinator::Coordinator,
     core::{
         build::ShownState,
-        engine::{AgentView, Ask, Counts, Told, Unplaceable},
+        engine::{AgentView, Ask, Counts, ReadyBuilds, Told, Unplaceable},
         id::BuildId,
         plan::Explanation,
     },
@@ -56,7 +56,7 @@ pub(super) async fn agents(coordinator: &Coordinator) -> Result<Vec<AgentView>, 
     ask!(coordinator, Ask::Agents, Told::Agents)
 }
 
-/// Returns what does not agree in memory.
-pub(super) async fn check(coordinator: &Coordinator) -> Result<Vec<String>, CommandError> {
-    ask!(coordinator, Ask::Check, Told::Check)
+/// Returns the ready builds, by what they ask for.
+pub(super) async fn ready(coordinator: &Coordinator) -> Result<Vec<ReadyBuilds>, CommandError> {
+    ask!(coordinator, Ask::Ready, Told::Ready)
 }

@@ -1,140 +1,103 @@
-//! `check`: whether memory, database and depot agree.
+//! `check`: whether memory, database, depot and published trees agree.
 
 use super::{
-    asking,
     error::{CommandError, Exit},
     invocation::Invocation,
     output::Format,
     table::{self, count},
     verb::Act,
 };
-use crate::{
-    coordinator::{
-        Coordinator,
-        files::{OpenError, open_nar},
-    },
-    core::change::NarRecord,
-    depot::{Depot, DepotError},
-    store::Reader,
-    telemetry,
+use crate::coordinator::care::{
+    check::{self, CheckError, Checked, Depth, Part},
+    repair::repair,
 };
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// The most findings of one kind that are listed.
 const LISTED_MAX: usize = 1_000;
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
-pub(super) struct Check;
+#[command(after_long_help = "\
+Each finding says what to do about it. With --repair, what is safe is done: narinfos are written \
+again, files that nothing needs are removed once they are a day old, what we signed is taken in \
+again, and what is lost or damaged is noted as not held, so that it is built again when something \
+needs it. Exit status 1 says that something is left.")]
+pub(super) struct Check {
+    /// Do what is safe about each finding, and say so
+    #[arg(long)]
+    repair: bool,
+
+    /// Read every nar and compare it with its hash; this takes as long as reading the whole depot
+    #[arg(long)]
+    deep: bool,
+}
 
 #[derive(Serialize)]
 struct Object<'a> {
-    /// `memory`, `memory-and-disk`, `database` or `depot`.
+    /// `memory`, `memory-and-disk`, `database`, `depot` or `published`.
     part: &'a str,
     finding: &'a str,
+    /// What to do about it.
+    advice: &'a str,
+    /// What was done about it.
+    repaired: Option<&'a str>,
 }
 
 impl Act for Check {
     async fn run(self, invocation: &mut Invocation) -> Result<Exit, CommandError> {
         let coordinator = invocation.coordinator.clone();
-        let memory = asking::check(&coordinator).await?;
-        let compared = coordinator.engine.compare_with_disk().await?;
-        let integrity = coordinator.readers.read(Reader::integrity).await?;
-        let (nars, depot) = depot(&coordinator).await?;
-        let mut total = 0;
-        for (part, findings) in [
-            ("memory", memory),
-            ("memory-and-disk", compared),
-            ("database", integrity),
-            ("depot", depot),
-        ] {
-            total += findings.len();
-            for finding in findings.iter().take(LISTED_MAX) {
-                match invocation.output.format() {
-                    Format::Json => invocation.output.json(&Object { part, finding }).await?,
-                    Format::Text => {
-                        let line = format!("{part}: {}", table::plain(finding));
-                        invocation.output.line(&line).await?;
-                    }
+        if self.repair {
+            invocation.audit().await?;
+        }
+        // Whoever prunes, withdraws or checks has its turn before or behind this.
+        let _turn = coordinator.care.one_at_a_time.lock().await;
+        let depth = if self.deep { Depth::Deep } else { Depth::Shallow };
+        let Checked { nars, findings } = check::check(&coordinator, depth).await?;
+        let (mut left, mut listed) = (0, BTreeMap::<Part, usize>::new());
+        for finding in &findings {
+            let done = if self.repair { repair(&coordinator, finding).await? } else { None };
+            left += usize::from(done.is_none());
+            let number = listed.entry(finding.part).or_default();
+            *number += 1;
+            if *number > LISTED_MAX {
+                continue;
+            }
+            let (part, advice) = (finding.part.word(), finding.advice.as_str());
+            let object = Object { part, finding: &finding.what, advice, repaired: done };
+            match invocation.output.format() {
+                Format::Json => invocation.output.json(&object).await?,
+                Format::Text => {
+                    let end = done.unwrap_or(advice);
+                    let line = format!("{part}: {}: {end}", table::plain(&finding.what));
+                    invocation.output.line(&line).await?;
                 }
             }
-            if findings.len() > LISTED_MAX {
-                let text = format!("{part}: {} in all", count(findings.len(), "finding"));
-                invocation.output.message(&text).await?;
-            }
+        }
+        for (part, number) in listed.iter().filter(|(_, number)| **number > LISTED_MAX) {
+            let text = format!("{}: {} in all", part.word(), count(*number, "finding"));
+            invocation.output.message(&text).await?;
         }
         let looked = format!("looked at all open builds, the database and {}", count(nars, "nar"));
-        if total == 0 {
-            invocation.output.message(&format!("{looked}: all is well")).await?;
-            return Ok(Exit::Done);
-        }
-        invocation.output.message(&format!("{looked}: {}", count(total, "finding"))).await?;
-        Ok(Exit::Negative)
+        let found = count(findings.len(), "finding");
+        let (text, exit) = match (findings.len(), left) {
+            (0, _) => ("all is well".to_owned(), Exit::Done),
+            (_, 0) => (format!("{found}, all repaired"), Exit::Done),
+            (all, left) if all == left => (found, Exit::Negative),
+            (_, left) => (format!("{found}, {left} left"), Exit::Negative),
+        };
+        invocation.output.message(&format!("{looked}: {text}")).await?;
+        Ok(exit)
     }
 }
 
-/// Compares the nars of the database with the files. Returns how many there are, and the findings.
-async fn depot(coordinator: &Coordinator) -> Result<(usize, Vec<String>), CommandError> {
-    let depot = coordinator.depot.clone();
-    coordinator
-        .readers
-        .read(move |reader| {
-            let mut findings = Vec::new();
-            let held = each_nar(reader, Reader::nars, |nar| {
-                findings.extend(file_finding(reader, &depot, nar)?);
-                Ok(())
-            })?;
-            each_nar(reader, Reader::published, |nar| {
-                if !depot.shows(&nar.info.path) {
-                    let path = &nar.info.path;
-                    findings
-                        .push(format!("{path} is marked as published, but its narinfo is gone"));
-                }
-                Ok(())
-            })?;
-            Ok((held, findings))
-        })
-        .await
-}
-
-/// Returns a page of nars behind a path.
-type Page = fn(
-    &Reader,
-    Option<crate::core::store_path::PathHash>,
-) -> Result<Vec<NarRecord>, crate::store::StoreError>;
-
-/// Goes through nars page by page. Returns how many there are.
-fn each_nar(
-    reader: &Reader,
-    page: Page,
-    mut look: impl FnMut(&NarRecord) -> Result<(), CommandError>,
-) -> Result<usize, CommandError> {
-    let mut number = 0;
-    let mut after = None;
-    loop {
-        let nars = page(reader, after)?;
-        let Some(last) = nars.last() else { return Ok(number) };
-        after = Some(last.info.path.hash());
-        number += nars.len();
-        nars.iter().try_for_each(&mut look)?;
-    }
-}
-
-/// Returns what is wrong with the file of a nar.
-fn file_finding(
-    reader: &Reader,
-    depot: &Depot,
-    nar: &NarRecord,
-) -> Result<Option<String>, CommandError> {
-    let path = &nar.info.path;
-    let file = match open_nar(reader, depot, &nar.file_hash) {
-        Ok(file) => file,
-        Err(OpenError::Depot(DepotError::NotHeld(hash))) => {
-            return Ok(Some(format!("{path}: its file {hash} is gone")));
+impl From<CheckError> for CommandError {
+    fn from(error: CheckError) -> Self {
+        match error {
+            CheckError::Stopping(error) => Self::Stopping(error),
+            CheckError::Store(error) => Self::Store(error),
+            CheckError::Depot(error) => Self::Depot(error),
         }
-        Err(error) => return Ok(Some(format!("{path}: {}", telemetry::chain(&error)))),
-    };
-    let bytes = file.bytes().map_err(DepotError::from)?;
-    Ok((bytes != nar.file_bytes)
-        .then(|| format!("{path}: its file has {bytes} bytes instead of {}", nar.file_bytes)))
+    }
 }

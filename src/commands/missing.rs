@@ -32,6 +32,7 @@ impl Act for Missing {
             if paths.is_empty() {
                 return Ok(Exit::Done);
             }
+            let uses = invocation.coordinator.care.uses.clone();
             let missing = invocation
                 .coordinator
                 .readers
@@ -43,7 +44,9 @@ impl Act for Missing {
                         } else {
                             reader.holds(path.hash())?
                         };
-                        if !held {
+                        if held {
+                            uses.note(std::iter::once(path.hash()));
+                        } else {
                             missing.push(path.to_string());
                         }
                     }

@@ -8,7 +8,7 @@ use super::{
     verb::Act,
 };
 use crate::{
-    core::engine::{Answer, Input},
+    coordinator::care::reload::{ReloadError, reload},
     telemetry,
 };
 use serde::Serialize;
@@ -27,21 +27,12 @@ struct Object {
 impl Act for Reload {
     async fn run(self, invocation: &mut Invocation) -> Result<Exit, CommandError> {
         invocation.audit().await?;
-        // Two reloads at once would have to agree on what held before.
-        let coordinator = invocation.coordinator.clone();
-        let mut config = coordinator.config.lock().await;
-        let read = config.reread().map_err(|error| {
-            let reason = table::plain(&telemetry::chain(&error));
-            CommandError::Refused(format!("nothing was changed: {reason}"))
+        let differences = reload(&invocation.coordinator).await.map_err(|error| match error {
+            ReloadError::Stopping(gone) => CommandError::Stopping(gone),
+            ReloadError::Config(_) => {
+                CommandError::Refused(table::plain(&telemetry::chain(&error)))
+            }
         })?;
-        let differences = config.differences(&read);
-        let settings = read.settings();
-        let configure = move |token| Input::Configure { token, settings };
-        let Answer::Configured = coordinator.engine.request(configure).await? else {
-            return Err(CommandError::TryAgain("the engine answered another question".to_owned()));
-        };
-        config.adopt_settings(&read);
-        drop(config);
         let at_once = differences.at_once.iter().map(|key| Object { key, holds: true });
         let later = differences.at_restart.iter().map(|key| Object { key, holds: false });
         for object in at_once.chain(later) {

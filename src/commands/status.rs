@@ -3,11 +3,11 @@
 use super::{
     asking,
     error::{CommandError, Exit},
+    health::{self, Kept, Problem, Signs},
     invocation::Invocation,
     obstacles,
     output::Format,
-    table::{self, count},
-    times,
+    table, times,
     verb::Act,
     version::VERSION,
 };
@@ -35,6 +35,9 @@ pub(super) struct Status;
 
 #[derive(Serialize)]
 struct Object {
+    healthy: bool,
+    /// What a person should look at, what holds up most first.
+    problems: Vec<Problem>,
     version: &'static str,
     started_at: String,
     uptime_s: i64,
@@ -75,6 +78,8 @@ struct Object {
     keydir_problems: Vec<String>,
     /// What the process holds, for whoever looks for leaks.
     process: Option<Process>,
+    /// When the database was last saved as a whole.
+    last_backup: Option<String>,
     next: String,
 }
 
@@ -106,13 +111,30 @@ impl Act for Status {
         object.started_at = times::rfc3339(coordinator.started_at);
         object.uptime_s = uptime_ms / 1_000;
         object.agents_registered = registered.len();
-        object.not_taking = not_taking(&asking::agents(coordinator).await?);
+        let views = asking::agents(coordinator).await?;
+        object.not_taking = not_taking(&views);
         object.keydir_problems = problems.iter().map(ToString::to_string).collect();
         object.process = Process::of(coordinator)
             .await
             .inspect_err(|error| tracing::warn!(%error, "the process is not counted"))
             .ok();
-        object.next = next(&object);
+        let kept = Kept::read(invocation, &views).await?;
+        object.last_backup = kept.last_backup.map(times::rfc3339);
+        object.problems = health::problems(&Signs {
+            keydir_problems: &object.keydir_problems,
+            counts: &counts,
+            agents: &views,
+            ready: &asking::ready(coordinator).await?,
+            registered: object.agents_registered,
+            kept,
+            backup_age: coordinator.config.lock().await.backup_age,
+            now: coordinator.clock.now().wall,
+        });
+        object.healthy = object.problems.is_empty();
+        object.next = match object.problems.first() {
+            Some(first) => first.advice.clone(),
+            None => next(&object),
+        };
         if invocation.output.format() == Format::Json {
             invocation.output.json(&object).await?;
             return Ok(Exit::Done);
@@ -137,6 +159,8 @@ fn not_taking(views: &[AgentView]) -> Vec<NotTaking> {
 fn object(counts: &Counts, holdings: Holdings, door: Counters) -> Object {
     let suspended = |kind| counts.suspended.get(&kind).copied().unwrap_or(0);
     Object {
+        healthy: true,
+        problems: Vec::new(),
         version: VERSION,
         started_at: String::new(),
         uptime_s: 0,
@@ -164,6 +188,7 @@ fn object(counts: &Counts, holdings: Holdings, door: Counters) -> Object {
         refused: door.refused,
         keydir_problems: Vec::new(),
         process: None,
+        last_backup: None,
         next: String::new(),
     }
 }
@@ -175,7 +200,16 @@ fn lines(object: &Object) -> Vec<String> {
         .filter_map(|state| object.builds.get(state.word()).map(|n| format!("{n} {state}")))
         .collect();
     let builds = if states.is_empty() { "none open".to_owned() } else { states.join(", ") };
+    let health = match object.problems.as_slice() {
+        [] => "healthy".to_owned(),
+        [first, rest @ ..] => {
+            let more =
+                if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
+            format!("not healthy: {}{more}", first.problem)
+        }
+    };
     let mut lines = vec![
+        format!("health    {health}"),
         format!("steading  {VERSION}, up {uptime}"),
         format!("builds    {builds}; {} that no known agent can take", object.unplaceable),
         format!(
@@ -208,6 +242,9 @@ fn lines(object: &Object) -> Vec<String> {
     for problem in &object.keydir_problems {
         lines.push(format!("keydir    {}", table::plain(problem)));
     }
+    for Problem { problem, advice } in object.problems.iter().skip(1) {
+        lines.push(format!("problem   {problem}: {advice}"));
+    }
     lines.push(format!("next      {}", object.next));
     lines
 }
@@ -221,15 +258,9 @@ fn ignored(object: &Object) -> String {
     format!("{number} messages changed nothing since the start{kinds}")
 }
 
-/// Returns the most useful thing to do.
+/// Returns the most useful thing to do on a farm that is well.
 fn next(object: &Object) -> String {
     let number = |state: ShownState| object.builds.get(state.word()).copied().unwrap_or(0);
-    if !object.keydir_problems.is_empty() {
-        return format!("mend {}", count(object.keydir_problems.len(), "problem of the keydir"));
-    }
-    if let Some(reason) = &object.intake_closed {
-        return format!("make room for results: {}", table::plain(reason));
-    }
     if object.agents_registered == 0 {
         let text = "register an agent: put its public key into keys/agents/NAME.pub in the state \
                     directory";
@@ -238,13 +269,6 @@ fn next(object: &Object) -> String {
     if object.agents_connected == 0 {
         return "start an agent: ‘steading agent --coordinator HOST:PORT’ on a build machine"
             .to_owned();
-    }
-    if object.agents_quarantined > 0 {
-        return "see what is wrong with quarantined agents: ‘agents’, then ‘agents show NAME’"
-            .to_owned();
-    }
-    if object.unplaceable > 0 {
-        return "see what no agent can take: ‘builds --state ready’, then ‘why ID’".to_owned();
     }
     let idle = object.agents_paused + object.agents_draining;
     if idle > 0 && object.slots_free == 0 && number(ShownState::Ready) > 0 {
@@ -283,14 +307,6 @@ mod tests {
         object.agents_paused = 1;
         object.builds.insert("ready", 1);
         assert!(next(&object).contains("agents resume NAME"));
-        object.unplaceable = 1;
-        assert!(next(&object).contains("no agent can take"));
-        object.agents_quarantined = 1;
-        assert!(next(&object).contains("quarantined"));
-        object.intake_closed = Some("1 GiB free".to_owned());
-        assert_eq!(next(&object), "make room for results: 1 GiB free");
-        object.keydir_problems.push("x".to_owned());
-        assert_eq!(next(&object), "mend 1 problem of the keydir");
     }
 
     #[test]
@@ -306,9 +322,15 @@ mod tests {
         };
         object.not_taking = (0..12).map(idle).collect();
         object.intake_closed = Some("1 GiB free, at least 2 GiB are wanted".to_owned());
+        let problem = |problem: &str| Problem {
+            problem: problem.to_owned(),
+            advice: "do something".to_owned(),
+        };
+        object.problems = vec![problem("it rains"), problem("it snows")];
         object.next = "rest".to_owned();
         let text = lines(&object).join("\n").replace(VERSION, "VERSION");
         insta::assert_snapshot!(text, @r"
+        health    not healthy: it rains (and 1 more)
         steading  VERSION, up 1 min 1 s
         builds    3 ready; 0 that no known agent can take
         agents    0 connected, 0 known, 0 registered
@@ -328,6 +350,7 @@ mod tests {
         agent     a8: paused by olga: a new disk
         agent     a9: paused by olga: a new disk
         agent     … and 2 more: see ‘agents’
+        problem   it snows: do something
         next      rest
         ");
     }

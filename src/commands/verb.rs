@@ -1,9 +1,10 @@
 //! The table of verbs, and from words to one of them.
 
 use super::{
-    agents, audit, builds, cancel, check, enroll, error::CommandError, error::Exit, events, help,
-    hooks, invocation::Invocation, keys, log, missing, nar, output::Format, outputs, reload, retry,
-    set, show, status, submit, table, unplaceable, version, wait, whoami, why,
+    agents, audit, backup, builds, cancel, check, enroll, error::CommandError, error::Exit, events,
+    gc, help, hooks, invocation::Invocation, keys, log, metrics, missing, nar, output::Format,
+    outputs, prune, reload, retry, set, show, status, submit, table, unplaceable, version, wait,
+    whoami, why,
 };
 use crate::ssh::Role;
 use clap::{
@@ -65,7 +66,7 @@ const OPERATOR: Needs = Needs::Role(Role::Operator);
 const ADMIN: Needs = Needs::Role(Role::Admin);
 
 /// All verbs, in the order in which `help` lists them.
-pub(super) static VERBS: [Verb; 25] = [
+pub(super) static VERBS: [Verb; 29] = [
     verb::<submit::Submit>(
         "submit",
         SUBMITTER,
@@ -168,6 +169,12 @@ pub(super) static VERBS: [Verb; 25] = [
         "say how the farm is, and what to look at next",
         "ssh COORDINATOR status",
     ),
+    verb::<metrics::Metrics>(
+        "metrics",
+        VIEWER,
+        "print what is worth a graph, as Prometheus reads it",
+        "ssh COORDINATOR metrics",
+    ),
     verb::<reload::Reload>(
         "reload",
         ADMIN,
@@ -189,8 +196,26 @@ pub(super) static VERBS: [Verb; 25] = [
     verb::<check::Check>(
         "check",
         ADMIN,
-        "compare memory, database and depot with one another",
-        "ssh COORDINATOR check",
+        "compare memory, database, depot and what is published with one another",
+        "ssh COORDINATOR check --repair",
+    ),
+    verb::<backup::Backup>(
+        "backup",
+        ADMIN,
+        "print the database, to be kept elsewhere",
+        "ssh COORDINATOR backup > steading.db.zst",
+    ),
+    verb::<prune::Prune>(
+        "prune",
+        ADMIN,
+        "forget builds that ended long ago",
+        "ssh COORDINATOR prune --older-than 90d",
+    ),
+    verb::<gc::Gc>(
+        "gc",
+        ADMIN,
+        "withdraw nars that nobody needs",
+        "ssh COORDINATOR gc --older-than 30d --keep-tag branch=release --dry-run",
     ),
     verb::<enroll::Enroll>(
         "enroll",
@@ -252,10 +277,11 @@ impl Verb {
 
     fn command(&self) -> Command {
         // Behind the arguments, whose own descriptions clap would print otherwise.
-        (self.arguments)(Command::new(self.name))
-            .about(self.about)
-            .long_about(None)
-            .after_help(format!("Example: {}", self.example))
+        let command = (self.arguments)(Command::new(self.name));
+        let example = format!("Example: {}", self.example);
+        let more = command.get_after_long_help().map(ToString::to_string);
+        let whole = more.map_or_else(|| example.clone(), |more| format!("{more}\n\n{example}"));
+        command.about(self.about).long_about(None).after_help(example).after_long_help(whole)
     }
 }
 

@@ -8,6 +8,7 @@ use super::{
     files::{OpenError, open_nar},
     hygiene::SweepError,
     inputs::{InputsError, inputs_of},
+    pressure::Activity,
     probe, upload,
 };
 use crate::{
@@ -88,6 +89,7 @@ pub enum BulkEnd {
 
 /// A bulk channel: frames instead of bytes.
 pub(super) struct BulkChannel {
+    activity: Activity,
     input: ChannelReader,
     output: GuardedWriter,
     decoder: Decoder,
@@ -110,8 +112,9 @@ enum Turn {
 }
 
 impl BulkChannel {
-    fn new(input: ChannelReader, output: &GuardedWriter) -> Self {
+    fn new(input: ChannelReader, output: &GuardedWriter, activity: Activity) -> Self {
         Self {
+            activity,
             input,
             output: output.with_deadline(STALL_MAX),
             decoder: Decoder::default(),
@@ -180,6 +183,7 @@ impl BulkChannel {
         match incoming {
             Incoming::Data(bytes) => {
                 self.came = self.came.saturating_add(bytes.len() as u64);
+                self.activity.receive(bytes.len() as u64);
                 self.wait_from_now();
                 self.decoder.feed(&bytes);
                 Ok(true)
@@ -259,7 +263,7 @@ impl Signs {
 pub async fn serve(coordinator: Coordinator, request: Request) {
     let agent = request.principal.name.clone();
     let Request { input, output, session, .. } = request;
-    let mut channel = BulkChannel::new(input, &output);
+    let mut channel = BulkChannel::new(input, &output, coordinator.activity.clone());
     match exchanges(&coordinator, &agent, &mut channel).await {
         // The agent may be gone already.
         Ok(()) => drop(channel.output.close().await),
@@ -428,6 +432,7 @@ async fn prepare(
             return channel.refuse(RefusalCode::NotHeld, telemetry::chain(&error)).await;
         }
     };
+    coordinator.care.uses.note(inputs.held.iter().map(|info| info.path.hash()));
     let text = Bytes::from(inputs.text);
     for start in (0..text.len()).step_by(CHUNK_BYTES_MAX) {
         let bytes = text.slice(start..text.len().min(start + CHUNK_BYTES_MAX));

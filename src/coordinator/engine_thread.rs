@@ -4,7 +4,7 @@
 //! When a commit fails, the thread ends with the error and the process with it: memory must never
 //! run ahead of the disk.
 
-use super::{logs::Logs, publishing::PublishQueue, truth::Truth};
+use super::{care::meter::Meter, logs::Logs, publishing::PublishQueue, truth::Truth};
 use crate::{
     core::{
         agent::SessionId,
@@ -129,6 +129,8 @@ enum Message {
     Attach { session: SessionId, orders: mpsc::Sender<Order> },
     Ask { question: Ask, reply: oneshot::Sender<Told> },
     CompareWithDisk { reply: oneshot::Sender<Vec<String>> },
+    Lost { paths: Vec<PathHash>, reply: oneshot::Sender<Answer> },
+    GiveBack { pages: u32, reply: oneshot::Sender<u64> },
     Stop { back_in_ms: u64 },
 }
 
@@ -269,6 +271,28 @@ impl EngineHandle {
         self.messages.send(Message::Stop { back_in_ms }).await.map_err(|_| EngineGone)
     }
 
+    /// Notes that nars are held no more, because their files are gone or damaged. Answered by
+    /// [`Answer::Forgotten`].
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub async fn lose(&self, paths: Vec<PathHash>) -> Result<Answer, EngineGone> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.send(Message::Lost { paths, reply }).await.map_err(|_| EngineGone)?;
+        answer.await.map_err(|_| EngineGone)
+    }
+
+    /// Gives so many pages of the database that nothing uses back to the file system, and returns
+    /// how many are left.
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub async fn give_back(&self, pages: u32) -> Result<u64, EngineGone> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.send(Message::GiveBack { pages, reply }).await.map_err(|_| EngineGone)?;
+        answer.await.map_err(|_| EngineGone)
+    }
+
     /// Returns how memory differs from what the database would give now.
     ///
     /// # Errors
@@ -322,6 +346,7 @@ impl IdSource for SystemIds {
 /// Who is told what happened, once it is durable.
 pub(super) struct Outlets {
     pub(super) logs: Logs,
+    pub(super) meter: Meter,
     pub(super) publish: PublishQueue,
     pub(super) rested: broadcast::Sender<(BuildId, ShownState)>,
     pub(super) allocated: broadcast::Sender<(BuildId, AttemptId)>,
@@ -446,6 +471,18 @@ impl EngineThread {
                     self.turn(std::mem::take(&mut inputs))?;
                     drop(reply.send(self.truth.differences(self.clock.now())?));
                 }
+                Message::Lost { paths, reply } => {
+                    self.turn(std::mem::take(&mut inputs))?;
+                    let token = self.token();
+                    let input = self.truth.losses(paths, token)?;
+                    self.replies.insert(token, reply);
+                    self.turn(vec![input])?;
+                }
+                Message::GiveBack { pages, reply } => {
+                    self.turn(std::mem::take(&mut inputs))?;
+                    // Whoever asked may have gone.
+                    reply.send(self.truth.store.give_back(pages)?).ok();
+                }
                 Message::Stop { back_in_ms } => {
                     self.turn(std::mem::take(&mut inputs))?;
                     self.take_leave(back_in_ms);
@@ -478,8 +515,15 @@ impl EngineThread {
     }
 
     fn one_turn(&mut self, inputs: Vec<Input>) -> Result<(), StoreError> {
+        let begun = self.clock.uptime();
         let step = self.truth.decide(self.clock.now(), &mut self.ids, inputs);
+        let decided = self.clock.uptime();
+        let is_commit = !step.changes.is_empty();
         let effects = self.truth.keep(step)?;
+        self.outlets.meter.decided(decided.saturating_sub(begun));
+        if is_commit {
+            self.outlets.meter.committed(self.clock.uptime().saturating_sub(decided));
+        }
         let last = self.truth.store.last_event();
         self.outlets.events.send_if_modified(|known| std::mem::replace(known, last) != last);
         for effect in effects {

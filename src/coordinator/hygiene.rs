@@ -28,7 +28,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_hours(1);
 const ORPHANS_EVERY: u64 = 24;
 /// How old an orphan is before it is removed. Between a file and its row lies the rest of a
 /// submission; this is more than any takes.
-const ORPHAN_AGE_MS: i64 = 24 * 60 * 60 * 1_000;
+pub(super) const ORPHAN_AGE_MS: i64 = 24 * 60 * 60 * 1_000;
 
 /// How often old events are looked for.
 const FORGET_INTERVAL: Duration = Duration::from_mins(1);
@@ -66,6 +66,10 @@ pub(super) async fn keep_clean(coordinator: Coordinator, cancel: CancellationTok
         let swept = async {
             sweep_uploads(&coordinator).await?;
             sweep_audit(&coordinator).await?;
+            let now = coordinator.clock.now().wall;
+            coordinator.care.uses.write_down(&coordinator.engine, now).await?;
+            // Files of nars that were withdrawn long ago are due one day.
+            coordinator.care.publish_again();
             if number % ORPHANS_EVERY == 0 {
                 let before = coordinator.clock.now().wall.as_ms().saturating_sub(ORPHAN_AGE_MS);
                 sweep_orphans(&coordinator, Timestamp::from_ms(before)).await?;
@@ -188,7 +192,7 @@ pub(super) async fn sweep_orphans(
 }
 
 /// Takes out the files that rows speak of.
-fn forget_recorded(
+pub(super) fn forget_recorded(
     reader: &Reader,
     files: &mut BTreeSet<crate::core::hash::Sha256>,
 ) -> Result<(), StoreError> {

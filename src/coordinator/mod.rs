@@ -5,14 +5,15 @@
 //! the control and bulk sessions of agents ([`control`], [`bulk`]), the intake of submissions
 //! ([`submission`]), how much is received at a time ([`transfers`]), the publishing thread
 //! ([`publishing`]), the one beside it that makes other forms of nars ([`forms`]), the watch over the
-//! disk ([`pressure`]), the files that people may read ([`sftp`]) and the outbox of hooks
-//! ([`hooks`]). What it never does: decide anything about builds (that is `core`),
+//! disk ([`pressure`]), the files that people may read ([`sftp`]), the outbox of hooks ([`hooks`])
+//! and the care for what is kept ([`care`]). What it never does: decide anything about builds (that is `core`),
 //! or speak to people (that is `commands`). It is started by [`start::start`].
 
 mod acl;
 pub mod audit;
 mod below;
 pub mod bulk;
+pub mod care;
 pub mod control;
 mod eager;
 pub mod engine_thread;
@@ -107,6 +108,8 @@ pub struct Coordinator {
     pub monitor: Monitor,
     /// The configuration in force, and which file it comes from.
     pub config: Arc<tokio::sync::Mutex<Config>>,
+    /// What the care for the database and the depot shares.
+    pub care: care::Care,
     /// When this process began, for `status`.
     pub started_at: crate::core::time::Timestamp,
 }

@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -62,9 +62,11 @@ struct State {
 
 /// The room of a filesystem, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Room {
-    free: u64,
-    total: u64,
+pub struct Room {
+    /// What may still be written.
+    pub free: u64,
+    /// All there is.
+    pub total: u64,
 }
 
 impl Pressure {
@@ -88,6 +90,14 @@ impl Pressure {
     #[must_use]
     pub fn reason(&self) -> Option<String> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner).reason.clone()
+    }
+
+    /// Returns how much room the filesystem has.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub fn room(&self) -> io::Result<Room> {
+        room_of(&self.0.dir)
     }
 
     /// Takes notice of a failed write: when it found no room, nothing new is taken from now on.
@@ -216,6 +226,7 @@ pub async fn room_to_start(dir: &Path, cancel: &CancellationToken) -> io::Result
 pub struct Activity {
     agent_sessions: Arc<AtomicUsize>,
     transfers: Arc<AtomicUsize>,
+    received: Arc<AtomicU64>,
 }
 
 /// Something that goes on until this is dropped.
@@ -233,6 +244,19 @@ impl Activity {
     #[must_use]
     pub fn transfer(&self) -> Ongoing {
         Ongoing::new(&self.transfers)
+    }
+}
+
+impl Activity {
+    /// Counts bytes that agents send on bulk channels.
+    pub fn receive(&self, bytes: u64) {
+        self.received.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Returns how many bytes agents have sent on bulk channels since the start.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
     }
 }
 

@@ -6,21 +6,26 @@
 //! and behind what is more urgent. What was interrupted is done again at the next start.
 
 use super::{
-    engine_thread::{EngineGone, EngineHandle},
+    engine_thread::{EngineGone, EngineHandle, Recording},
     forms::FormQueue,
+    hygiene::{ORPHAN_AGE_MS, forget_recorded},
     small::Room,
 };
 use crate::{
     core::{
+        care::CareChange,
         change::{Change, NarRecord},
         engine::Input,
+        hash::Sha256,
         store_path::StorePath,
+        time::Timestamp,
     },
     depot::{Depot, DepotError, Publisher, Unpublished},
     store::{Reader, StoreError},
     telemetry::{self, Clock},
 };
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -50,7 +55,7 @@ pub struct PublishQueue {
 }
 
 /// The same queue, for a thread that must not keep it open.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct WeakPublishQueue {
     batches: Weak<SyncSender<Vec<StorePath>>>,
     missed: Arc<AtomicBool>,
@@ -191,6 +196,7 @@ impl Running {
         let is_behind = self.queue.missed.swap(false, Ordering::AcqRel) || self.is_behind;
         let published = self
             .write_out()
+            .and_then(|()| if is_behind { self.withdraw() } else { Ok(()) })
             .and_then(|()| if is_behind { self.everything() } else { self.these(paths) });
         self.is_behind = published.is_err();
         if let Err(error) = published {
@@ -210,6 +216,53 @@ impl Running {
             unwritten.vacate(files.iter().map(|file| file.bytes.len() as u64).sum());
         }
         Ok(())
+    }
+
+    /// Removes the narinfos of what is withdrawn, and the files that have stayed long enough. This
+    /// thread does it because it is the one that makes them: whatever is held again meanwhile is
+    /// published behind this.
+    fn withdraw(&mut self) -> Result<(), PublishError> {
+        let Outlet { depot, reader, engine, .. } = &self.outlet;
+        let note =
+            |change| engine.record_blocking(vec![Change::Care(change)]).and_then(Recording::wait);
+        loop {
+            let listed = reader.listed_withdrawn()?;
+            if listed.is_empty() {
+                break;
+            }
+            let mut gone = Vec::new();
+            for withdrawn in &listed {
+                self.publisher.forget(&withdrawn.path);
+                if !reader.holds(withdrawn.path.hash())? {
+                    gone.push(&withdrawn.path);
+                }
+            }
+            depot.unlist(gone.into_iter())?;
+            let rows = listed.iter().map(|withdrawn| withdrawn.row).collect();
+            note(CareChange::Unlisted { rows, at: self.clock.now().wall })?;
+        }
+        loop {
+            let now = self.clock.now().wall;
+            let due = reader.due_withdrawn(now)?;
+            if due.is_empty() {
+                return Ok(());
+            }
+            let mut files: BTreeSet<Sha256> = due.iter().map(|one| one.file_hash).collect();
+            forget_recorded(reader, &mut files)?;
+            for withdrawn in &due {
+                if files.contains(&withdrawn.file_hash) {
+                    depot.unlink(&withdrawn.path, &withdrawn.file_hash)?;
+                }
+                if !reader.holds(withdrawn.path.hash())? {
+                    depot.unlink_content(&withdrawn.path, withdrawn.content_address.as_deref())?;
+                }
+            }
+            let rows = due.iter().map(|withdrawn| withdrawn.row).collect();
+            note(CareChange::Expunged { rows })?;
+            // Those that came again lately may have a row soon; the others are removed one day.
+            let before = Timestamp::from_ms(now.as_ms().saturating_sub(ORPHAN_AGE_MS));
+            depot.remove_orphans(&files, before)?;
+        }
     }
 
     fn everything(&mut self) -> Result<(), PublishError> {

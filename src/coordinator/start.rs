@@ -4,7 +4,7 @@
 use super::{
     Coordinator,
     audit::Auditor,
-    bulk, control,
+    bulk, care, control,
     engine_thread::{self, Outlets},
     enrollment::Enrollment,
     expulsion,
@@ -165,7 +165,7 @@ pub async fn start(
     let store = Store::open(&database)?.with_outputs(config.outputs);
     let depot = open_depot(state_dir, config)?;
     let (publish, publishing) = publishing::queue();
-    let publish_again = publish.weak();
+    let care = care::Care::new(state_dir, publish.weak()).map_err(unusable)?;
     let (rested, _) = broadcast::channel(RESTED_MAX);
     let (allocated, _) = broadcast::channel(ALLOCATED_MAX);
     let truth = Truth::restore(store, config.settings(), clock.now())?;
@@ -176,6 +176,7 @@ pub async fn start(
     let (events_sender, events) = watch::channel(truth.store.last_event());
     let outlets = Outlets {
         logs: logs.clone(),
+        meter: care.meter.clone(),
         publish,
         rested: rested.clone(),
         allocated: allocated.clone(),
@@ -186,10 +187,10 @@ pub async fn start(
     let transfers = Arc::new(Transfers::new(&transfer_limits(config), keeper, unwritten.clone()));
     sweep(&depot, &truth.engine, &transfers)?;
     let (engine, engine_end) = engine_thread::spawn(truth, clock, outlets);
-    drop(tokio::spawn(pressure.clone().watch(engine.clone(), cancel.clone())));
     let readers = Readers::new(database);
     let publisher = Publisher::new(depot.clone(), config.publish.clone());
-    let forms = FormQueue::start(depot.clone(), publish_again).map_err(StartError::Thread)?;
+    let forms =
+        FormQueue::start(depot.clone(), care.publish.clone()).map_err(StartError::Thread)?;
     let outlet = Outlet {
         depot: depot.clone(),
         reader: readers.open()?,
@@ -205,8 +206,6 @@ pub async fn start(
     let door = ssh::open(door_config(state_dir, listen), clock, cancel.clone()).await?;
     door.open_locally(&state_dir.join(ssh::local::SOCKET));
     let next_host_key = next_host_key(&state_dir.join(NEXT_HOST_KEY))?;
-    let signing_public_key = depot.public_key();
-    let guix_signing_public_key = depot.guix_public_key();
     let coordinator = Coordinator {
         engine,
         readers,
@@ -227,19 +226,20 @@ pub async fn start(
         clock,
         state_dir: state_dir.to_owned(),
         config: Arc::new(tokio::sync::Mutex::new(config.clone())),
+        care,
         started_at: clock.now().wall,
         monitor: door.monitor.clone(),
     };
-    tokio::spawn(hygiene::keep_clean(coordinator.clone(), cancel.clone()));
+    care::begin(&coordinator, &cancel);
     tell_and_serve_hooks(&coordinator, &door, config, &cancel).await?;
     tokio::spawn(expulsion::follow(coordinator.clone(), cancel.clone()));
     let started = Started {
-        coordinator,
         address: door.address,
         host_public_key: door.host_public_key.clone(),
         next_host_public_key: next_host_key.map(|key| key.public_line()),
-        signing_public_key,
-        guix_signing_public_key,
+        signing_public_key: coordinator.depot.public_key(),
+        guix_signing_public_key: coordinator.depot.guix_public_key(),
+        coordinator,
         door,
         engine_end,
         controls: JoinSet::new(),

@@ -2,6 +2,7 @@
 
 use super::{
     Coordinator, acl,
+    care::Uses,
     engine_thread::{EngineGone, Recording},
 };
 use crate::{
@@ -93,7 +94,7 @@ pub fn receive(
 }
 
 /// What the database knows, for the depot.
-struct InDatabase(Reader);
+struct InDatabase(Reader, Uses);
 
 impl Known for InDatabase {
     fn modulo(&self, path: &StorePath) -> Result<Option<Sha256>, Box<dyn Error + Send + Sync>> {
@@ -102,6 +103,7 @@ impl Known for InDatabase {
 
     fn nar(&self, path: &StorePath) -> Result<Option<(Sha256, u64)>, Box<dyn Error + Send + Sync>> {
         let nar = self.0.nar(path.hash())?;
+        self.1.note(nar.iter().map(|nar| nar.info.path.hash()));
         Ok(nar.map(|nar| (nar.info.nar_hash, nar.info.nar_bytes)))
     }
 }
@@ -111,7 +113,7 @@ fn take(
     trust: Trust,
     mut pieces: mpsc::Receiver<Piece>,
 ) -> Result<IntakeSummary, SubmissionError> {
-    let known = InDatabase(coordinator.readers.open()?);
+    let known = InDatabase(coordinator.readers.open()?, coordinator.care.uses.clone());
     let authorized = acl::read(coordinator)?;
     let rules = IntakeRules {
         trusted_import: trust == Trust::Imports,

@@ -3,6 +3,7 @@
 use super::engine_thread::{NotSubmitted, SubmitRequest};
 use crate::{
     core::{
+        care::{Forget, LostNar},
         engine::{
             Authority, Effect, Engine, IdSource, Input, RetryWish, Root, Settings, Step,
             Submission, Supplies, Token, Wanting,
@@ -130,6 +131,25 @@ impl Truth {
         let found = self.store.facts_for(derivations, inputs)?;
         let tags = self.store.tags_of(wanting.build)?;
         Ok(Input::Supply(Box::new(Supplies { wanting, facts: found, tags })))
+    }
+
+    /// Turns the loss of nars into an input, with what the database knows of the derivations in
+    /// memory that make them. Whatever was decided must have been kept.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] of reading.
+    pub fn losses(&self, paths: Vec<PathHash>, token: Token) -> Result<Input, StoreError> {
+        let mut nars = Vec::with_capacity(paths.len());
+        for path in paths {
+            let mut last_ends = Vec::new();
+            for maker in self.engine.graph().makers_of(path) {
+                let derivation = self.engine.graph().node(maker).hash();
+                let end = self.store.last_end(derivation)?;
+                last_ends.extend(end.map(|end| (derivation, end)));
+            }
+            nars.push(LostNar { path, last_ends });
+        }
+        Ok(Input::Forget { token, what: Forget::Lost(nars) })
     }
 
     /// Loads the open state anew and returns how memory differs from it.

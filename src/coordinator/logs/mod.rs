@@ -209,6 +209,24 @@ impl Logs {
         tokio::task::spawn_blocking(look).await.map_err(io::Error::other)?
     }
 
+    /// Removes the logs of attempts that are forgotten.
+    ///
+    /// # Errors
+    /// What the file system says; some may be gone then.
+    pub async fn remove(&self, attempts: Vec<AttemptId>) -> io::Result<()> {
+        let dir = self.dir.clone();
+        let remove = move || {
+            for attempt in attempts {
+                match fs_err::remove_file(sealed_path(&dir, attempt)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    Ok(()) | Err(_) => {}
+                }
+            }
+            Ok(())
+        };
+        tokio::task::spawn_blocking(remove).await.map_err(io::Error::other)?
+    }
+
     /// Tells whether the log of an attempt that ended then may have been removed to make room.
     #[must_use]
     pub fn was_removed(&self, ended: Timestamp) -> bool {
