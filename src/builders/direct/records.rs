@@ -24,13 +24,23 @@ pub(super) struct Records {
 /// Ends the lock when dropped.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: fs_err::File,
+    file: fs_err::File,
 }
 
 impl Lock {
     /// Returns the lock that this open file has.
     pub(super) const fn of(file: fs_err::File) -> Self {
-        Self { _file: file }
+        Self { file }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a process that another thread is just starting has a copy
+        // of it, and with it the lock, until it runs its program.
+        if let Err(error) = flock(&self.file, FlockOperation::Unlock) {
+            tracing::warn!(%error, "a lock ends with its process only");
+        }
     }
 }
 
@@ -156,13 +166,13 @@ impl Records {
 /// Locks a file or directory as soon as nobody else has.
 pub(super) fn wait_for_lock(file: fs_err::File) -> io::Result<Lock> {
     flock(&file, FlockOperation::LockExclusive)?;
-    Ok(Lock { _file: file })
+    Ok(Lock { file })
 }
 
 /// Locks a file or directory unless somebody else has.
 pub(super) fn lock_unless_held(file: fs_err::File) -> io::Result<Option<Lock>> {
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(Lock { _file: file })),
+        Ok(()) => Ok(Some(Lock { file })),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error.into()),
     }
@@ -176,5 +186,21 @@ fn read_file(file: PathBuf) -> Result<Option<PathInfo>, BuilderError> {
             .map_err(|source| BuilderError::Record { file, source }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_ends_when_it_is_dropped_whoever_has_a_copy_of_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = || fs_err::File::open(dir.path()).unwrap();
+        let lock = wait_for_lock(file()).unwrap();
+        let _copy = lock.file.file().try_clone().unwrap();
+        assert!(lock_unless_held(file()).unwrap().is_none());
+        drop(lock);
+        assert!(lock_unless_held(file()).unwrap().is_some());
     }
 }
