@@ -198,6 +198,12 @@ mod tests {
             .stdout(end)
             .spawn()
             .unwrap();
+        // Unlike a real attempt, a shell does not inherit the orphans of whoever dies while it is
+        // still starting something, so all four are there first.
+        let begun = || find(&spool).unwrap().map_or(0, |leader| descendants(leader).unwrap().len());
+        while begun() < 4 {
+            thread::yield_now();
+        }
         kill(&spool).unwrap();
         assert!(!spool.is_held().unwrap());
         child.wait().unwrap();

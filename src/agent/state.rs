@@ -27,7 +27,17 @@ pub(super) struct State {
     /// Which installation this is.
     pub(super) instance: InstanceId,
     dir: PathBuf,
-    _lock: fs_err::File,
+    lock: fs_err::File,
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a process that is just being started has a copy of it,
+        // and with it the lock, until it runs its program.
+        if let Err(error) = flock(&self.lock, FlockOperation::Unlock) {
+            tracing::warn!(%error, "the lock of the state directory ends with this process only");
+        }
+    }
 }
 
 impl State {
@@ -62,7 +72,7 @@ pub(super) fn open(dir: &Path, clock: Clock) -> Result<State, AgentError> {
     };
     // The spools' paths are given to processes that may have another working directory.
     let dir = fs_err::canonicalize(dir).map_err(unusable)?;
-    Ok(State { instance, dir, _lock: lock })
+    Ok(State { instance, dir, lock })
 }
 
 /// Makes sure that nothing newer than this program wrote the spools. Directories from before there
