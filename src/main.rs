@@ -23,7 +23,7 @@ use steading::{
     telemetry::{self, Clock},
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 use tokio_util::sync::CancellationToken;
@@ -88,6 +88,8 @@ fn coordinator(arguments: &CoordinatorArguments) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Runtime::new().context("threads cannot be started")?;
     runtime.block_on(async {
         let stop = stop_on_signal()?;
+        // From here on it ends nothing: whoever is told that all is ready may send one at once.
+        let hangup = signal(SignalKind::hangup()).context("signals cannot be received")?;
         // Not the same: agents are told of a stop before connections end.
         let door = CancellationToken::new();
         let starting = start::start(&arguments.state, &config, listen, Clock::start(), door);
@@ -97,7 +99,7 @@ fn coordinator(arguments: &CoordinatorArguments) -> anyhow::Result<ExitCode> {
             () = stop.cancelled() => return Ok(ExitCode::SUCCESS),
         };
         announce(&arguments.state, &started)?;
-        reload_on_signal(started.coordinator.clone())?;
+        tokio::spawn(reload_on_signal(hangup, started.coordinator.clone()));
         let stopping = stop.clone();
         tokio::spawn(async move {
             stopping.cancelled().await;
@@ -121,27 +123,23 @@ fn coordinator(arguments: &CoordinatorArguments) -> anyhow::Result<ExitCode> {
 }
 
 /// Has the configuration read again at every SIGHUP, as the verb ‘reload’ does.
-fn reload_on_signal(coordinator: Coordinator) -> anyhow::Result<()> {
-    let mut hangup = signal(SignalKind::hangup()).context("signals cannot be received")?;
-    tokio::spawn(async move {
-        while hangup.recv().await.is_some() {
-            match reload::reload(&coordinator).await {
-                Ok(differences) => {
-                    let (now, later) = (differences.at_once, differences.at_restart);
-                    tracing::info!(
-                        ?now,
-                        ?later,
-                        "configuration read again: what holds now, and what needs a restart"
-                    );
-                }
-                Err(error) => {
-                    let error = telemetry::chain(&error);
-                    tracing::error!(error, "configuration not read again: the old one holds");
-                }
+async fn reload_on_signal(mut hangup: Signal, coordinator: Coordinator) {
+    while hangup.recv().await.is_some() {
+        match reload::reload(&coordinator).await {
+            Ok(differences) => {
+                let (now, later) = (differences.at_once, differences.at_restart);
+                tracing::info!(
+                    ?now,
+                    ?later,
+                    "configuration read again: what holds now, and what needs a restart"
+                );
+            }
+            Err(error) => {
+                let error = telemetry::chain(&error);
+                tracing::error!(error, "configuration not read again: the old one holds");
             }
         }
-    });
-    Ok(())
+    }
 }
 
 /// Says where the coordinator is, which keys it has, and that it is ready.
