@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "verbs/care.rs"]
+mod care;
 #[path = "common/closure.rs"]
 #[expect(dead_code, reason = "other tests have derivations with several outputs")]
 mod closure;
@@ -15,12 +17,14 @@ mod scene;
 mod schema;
 #[path = "verbs/table.rs"]
 mod table;
+#[path = "common/wait.rs"]
+mod wait;
 
 use farm::answer;
 use scene::Scene;
 use serde_json::Value;
 use std::collections::BTreeSet;
-use table::{Done, ENTRIES, Entry};
+use table::{Done, Entry, Forms, entries};
 use tokio::process::Command;
 
 /// The width of a narrow terminal.
@@ -33,9 +37,9 @@ async fn every_verb_has_an_entry_and_every_schema_a_line() {
     let of_program: BTreeSet<&str> =
         listed.iter().map(|verb| verb["verb"].as_str().unwrap()).collect();
     let first_word = |entry: &'static Entry| entry.name.split(' ').next().unwrap();
-    let of_table: BTreeSet<&str> = ENTRIES.iter().map(first_word).collect();
+    let of_table: BTreeSet<&str> = entries().map(first_word).collect();
     assert_eq!(of_program, of_table, "the verbs of the program, and those of tests/verbs/table.rs");
-    let lines = ENTRIES.iter().flat_map(|entry| entry.done);
+    let lines = entries().flat_map(|entry| entry.done);
     let used: BTreeSet<String> = lines.map(|done| done.schema.to_owned()).collect();
     assert_eq!(schema::names(), used, "the schemas in schema/json, and those of the table");
     scene.stop().await;
@@ -44,7 +48,7 @@ async fn every_verb_has_an_entry_and_every_schema_a_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_done_is_said_in_a_pipe_on_a_terminal_and_as_json() {
     let Some(scene) = Scene::start().await else { return };
-    for entry in ENTRIES {
+    for entry in entries() {
         for done in entry.done {
             in_a_pipe(&scene, entry, done).await;
             on_a_terminal(&scene, entry, done).await;
@@ -57,7 +61,16 @@ async fn what_is_done_is_said_in_a_pipe_on_a_terminal_and_as_json() {
 async fn in_a_pipe(scene: &Scene, entry: &Entry, done: &Done) {
     let (line, says) = (scene.fill(done.line).await, scene.fill(done.says).await);
     let input = scene.fill(done.input).await;
-    let answered = scene.farm.feed(entry.may, &line, input.as_bytes()).await.expect(done.status);
+    let answered = answer(scene.ssh(entry.may, &[], &line), input.as_bytes()).await;
+    if done.forms == Forms::JsonOnly {
+        return is_refused(&line, &answered, "--json");
+    }
+    let answered = answered.expect(done.status);
+    assert!(!answered.err.contains('\x1b') && !answered.err.contains("\r\n"), "{line}");
+    if done.forms == Forms::Bytes {
+        assert!(!answered.out.is_empty() && answered.err.contains(&says), "{line}");
+        return;
+    }
     let all = format!("{}{}", answered.text(), answered.err);
     assert!(all.contains(&says), "{line}: {all}");
     assert!(!all.contains('\x1b') && !all.contains("\r\n"), "{line}: {all:?}");
@@ -66,8 +79,13 @@ async fn in_a_pipe(scene: &Scene, entry: &Entry, done: &Done) {
 async fn on_a_terminal(scene: &Scene, entry: &Entry, done: &Done) {
     let (line, says) = (scene.fill(done.line).await, scene.fill(done.says).await);
     let input = scene.fill(done.input).await;
-    let ssh = scene.farm.ssh(entry.may, &["-tt"], &line);
-    let answered = answer(ssh, input.as_bytes()).await.expect(done.status);
+    let answered = answer(scene.ssh(entry.may, &["-tt"], &line), input.as_bytes()).await;
+    match done.forms {
+        Forms::Text => {}
+        Forms::Bytes => return is_refused(&line, &answered, "terminal"),
+        Forms::JsonOnly => return is_refused(&line, &answered, "--json"),
+    }
+    let answered = answered.expect(done.status);
     let all = format!("{}{}", answered.text(), answered.err);
     assert!(all.contains(&says), "{line}: {all}");
     // A terminal in raw mode needs both.
@@ -75,10 +93,17 @@ async fn on_a_terminal(scene: &Scene, entry: &Entry, done: &Done) {
     assert_eq!(text.matches('\n').count(), text.matches("\r\n").count(), "{line}: {text:?}");
 }
 
+/// Sees to it that a form of an answer that there is not is refused with the way to another.
+fn is_refused(line: &str, answered: &farm::Answered, advice: &str) {
+    assert_eq!((answered.status, answered.text()), (2, ""), "{line}: {}", answered.err);
+    assert!(answered.err.contains(advice), "{line}: {}", answered.err);
+}
+
 async fn as_json(scene: &Scene, entry: &Entry, done: &Done) {
     let line = format!("{} --json", scene.fill(done.line).await);
     let input = scene.fill(done.input).await;
-    let answered = scene.farm.feed(entry.may, &line, input.as_bytes()).await.expect(done.status);
+    let answered = answer(scene.ssh(entry.may, &[], &line), input.as_bytes()).await;
+    let answered = answered.expect(done.status);
     let objects: Vec<Value> = answered.objects();
     assert!(objects.len() >= done.objects, "{line}: {objects:?}");
     let schema = schema::read(done.schema);
@@ -91,7 +116,7 @@ async fn as_json(scene: &Scene, entry: &Entry, done: &Done) {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_may_not_is_told_what_is_needed() {
     let Some(scene) = Scene::start().await else { return };
-    for entry in ENTRIES {
+    for entry in entries() {
         let (Some(name), [first, ..]) = (entry.may_not, entry.done) else { continue };
         let line = scene.fill(first.line).await;
         for line in [line.clone(), format!("{line} --json")] {
@@ -106,10 +131,10 @@ async fn whoever_may_not_is_told_what_is_needed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn words_that_make_no_command_end_with_status_2_and_advice() {
     let Some(scene) = Scene::start().await else { return };
-    for entry in ENTRIES {
+    for entry in entries() {
         for wrong in entry.wrong {
             let line = scene.fill(wrong).await;
-            let answered = scene.farm.run(entry.may, &line).await.expect(2);
+            let answered = scene.run(entry.may, &line).await.expect(2);
             assert_eq!(answered.text(), "", "{line}");
             assert!(answered.err.starts_with("steading: "), "{line}: {}", answered.err);
             assert!(!answered.err.contains("try '--help'"), "{line}: {}", answered.err);
@@ -121,11 +146,11 @@ async fn words_that_make_no_command_end_with_status_2_and_advice() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_exist_ends_with_status_3() {
     let Some(scene) = Scene::start().await else { return };
-    for entry in ENTRIES {
+    for entry in entries() {
         for absent in entry.absent {
             let line = scene.fill(absent).await;
             for line in [line.clone(), format!("{line} --json")] {
-                let answered = scene.farm.run(entry.may, &line).await.expect(3);
+                let answered = scene.run(entry.may, &line).await.expect(3);
                 assert!(answered.err.starts_with("steading: "), "{line}: {}", answered.err);
             }
         }
@@ -136,11 +161,11 @@ async fn what_does_not_exist_ends_with_status_3() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_verb_is_explained_with_an_example() {
     let Some(scene) = Scene::start().await else { return };
-    for entry in ENTRIES.iter().filter(|entry| !entry.name.contains(' ')) {
+    for entry in entries().filter(|entry| !entry.name.contains(' ')) {
         let told = scene.farm.run("amber", &format!("help {}", entry.name)).await.expect(0);
         let example = told.text().split_once("Example: ").unwrap().1;
         assert!(example.contains(entry.name), "{example}");
-        let same = scene.farm.run(entry.may, &format!("{} --help", entry.name)).await.expect(0);
+        let same = scene.run(entry.may, &format!("{} --help", entry.name)).await.expect(0);
         assert!(same.text().contains("Example: "), "{}", same.text());
     }
     scene.stop().await;

@@ -95,6 +95,7 @@ fn is_of(value: &Value, kind: &str) -> bool {
         "string" => value.is_string(),
         "boolean" => value.is_boolean(),
         "integer" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
         "null" => value.is_null(),
         other => panic!("no such type: {other}"),
     }
@@ -107,13 +108,16 @@ fn a_schema_notices_what_is_missing_new_or_of_another_kind() {
         "properties": {
             "state": { "enum": ["ready", null] },
             "names": { "type": "array", "items": { "type": "string" } },
-            "bytes": { "type": ["integer", "null"] }
+            "bytes": { "type": ["integer", "null"] },
+            "load": { "type": "number" }
         },
         "required": ["state"],
         "additionalProperties": false
     });
     let wrong = |value: Value| violations(&schema, &value).len();
     assert_eq!(wrong(serde_json::json!({ "state": null, "names": ["a"], "bytes": 7 })), 0);
+    assert_eq!(wrong(serde_json::json!({ "state": null, "load": 0.5 })), 0);
+    assert_eq!(wrong(serde_json::json!({ "state": null, "load": null })), 1);
     assert_eq!(wrong(serde_json::json!({})), 1);
     assert_eq!(wrong(serde_json::json!({ "state": "open", "names": [1, "b"] })), 2);
     assert_eq!(wrong(serde_json::json!({ "state": "ready", "bytes": 1.5, "new": 1 })), 2);

@@ -1,9 +1,16 @@
-//! What every verb is tried with. A new verb needs one entry here and a schema in `schema/json`.
+//! What every verb is tried with. A new verb needs one entry, here or in `care`, and a schema in
+//! `schema/json`.
 //!
 //! In the lines, `{failed}` is a build that failed and has a log, `{queued}` one that is ready,
 //! `{fresh}` a ready build of its own for each run of a line, `{canceled}` the same, canceled;
 //! `{absent}` is no build and `{uuid}` a free id; `{drv}` and `{source}` are store paths that are
 //! held, `{nowhere}` is not; `{away}` is an agent of its own for each run, which has left.
+//! `{delivery}` is an event that a hook failed on; `{newcomer}` is a free name, `{pending}` a key
+//! that waits, `{token}` and `{token-id}` are a token and the id of one, each of its own for each
+//! run. `{stray}` is nothing, and something is published that nobody has published.
+
+use crate::care;
+use std::iter::chain;
 
 /// One verb.
 pub(crate) struct Entry {
@@ -33,19 +40,38 @@ pub(crate) struct Done {
     pub(crate) input: &'static str,
     /// Its exit status.
     pub(crate) status: i32,
+    /// In which forms there is an answer.
+    pub(crate) forms: Forms,
 }
 
-const NOTHING: Done = Done { line: "", says: "", schema: "", objects: 1, input: "", status: 0 };
+/// In which forms an answer can be had; JSON is always one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forms {
+    /// As text, in a pipe and on a terminal.
+    Text,
+    /// As bytes that are no text: not on a terminal. Standard error says what it should.
+    Bytes,
+    /// As nothing else.
+    JsonOnly,
+}
 
-const fn done(line: &'static str, schema: &'static str, says: &'static str) -> Done {
+const NOTHING: Done =
+    Done { line: "", says: "", schema: "", objects: 1, input: "", status: 0, forms: Forms::Text };
+
+pub(crate) const fn done(line: &'static str, schema: &'static str, says: &'static str) -> Done {
     Done { line, says, schema, ..NOTHING }
 }
 
-const NONE: Entry =
+pub(crate) const NONE: Entry =
     Entry { name: "", may: "vera", may_not: Some("amber"), done: &[], wrong: &[], absent: &[] };
 
-/// All verbs, in the order in which `help` lists them, and what they have below them.
-pub(crate) const ENTRIES: &[Entry] = &[
+/// All verbs, and what they have below them.
+pub(crate) fn entries() -> impl Iterator<Item = &'static Entry> {
+    chain(ENTRIES, care::ENTRIES)
+}
+
+/// Those about builds, agents and whoever asks, in the order in which `help` lists them.
+const ENTRIES: &[Entry] = &[
     Entry {
         name: "submit",
         may: "sam",
@@ -187,8 +213,20 @@ pub(crate) const ENTRIES: &[Entry] = &[
     },
     Entry {
         name: "nar",
-        done: &[done("nar {source}", "nar", "nix-archive-1")],
-        wrong: &["nar", "nar notes.txt", "nar {source} --attempt 7"],
+        done: &[
+            done("nar {source}", "nar", "nix-archive-1"),
+            Done {
+                input: "{nowhere}\n{source}\n",
+                forms: Forms::JsonOnly,
+                ..done("nar -", "nar", "")
+            },
+        ],
+        wrong: &[
+            "nar",
+            "nar notes.txt",
+            "nar {source} --attempt 7",
+            "nar - --attempt {absent} --json",
+        ],
         absent: &["nar {nowhere}", "nar {source} --attempt {absent}"],
         ..NONE
     },
@@ -239,28 +277,6 @@ pub(crate) const ENTRIES: &[Entry] = &[
         done: &[done("agents rm {away}", "agents-rm", "removed")],
         wrong: &["agents rm"],
         absent: &["agents rm nobody"],
-    },
-    Entry {
-        name: "status",
-        done: &[done("status", "status", "agents")],
-        wrong: &["status x"],
-        ..NONE
-    },
-    Entry {
-        name: "reload",
-        may: "ada",
-        may_not: Some("olga"),
-        done: &[Done { objects: 0, ..done("reload", "reload", "") }],
-        wrong: &["reload x"],
-        ..NONE
-    },
-    Entry {
-        name: "check",
-        may: "ada",
-        may_not: Some("olga"),
-        done: &[Done { objects: 0, ..done("check", "check", "") }],
-        wrong: &["check x"],
-        ..NONE
     },
     Entry {
         name: "whoami",
