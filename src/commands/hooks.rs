@@ -101,6 +101,10 @@ struct Failure {
 impl Act for Hooks {
     async fn run(self, invocation: &mut Invocation) -> Result<Exit, CommandError> {
         match self.what {
+            Some(_) if self.failed => {
+                let text = "--failed lists, and ‘retry’ tries again: give one of them";
+                Err(CommandError::Usage(text.to_owned()))
+            }
             Some(What::Retry(retry)) => try_again(invocation, DeliveryId(retry.id)).await,
             None if self.failed => list_failed(invocation).await,
             None => list(invocation).await,

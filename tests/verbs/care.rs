@@ -45,6 +45,7 @@ pub(crate) const ENTRIES: &[Entry] = &[
             "hooks retry mail",
             "hooks retry 0",
             "hooks retry {delivery} {delivery}",
+            "hooks --failed retry {delivery}",
         ],
         absent: &["hooks retry 4711"],
         ..OPERATOR
