@@ -174,8 +174,20 @@ async fn every_verb_is_explained_with_an_example() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_narrow_terminal_gets_narrow_lines() {
     let Some(scene) = Scene::start().await else { return };
-    for line in ["help", "builds", "agents", "help builds", "unplaceable"] {
-        let ssh = scene.farm.ssh("vera", &["-tt"], line);
+    for (who, line) in [
+        ("vera", "help"),
+        ("vera", "builds"),
+        ("vera", "agents"),
+        ("vera", "help builds"),
+        ("vera", "unplaceable"),
+        ("vera", "status"),
+        ("olga", "hooks"),
+        ("olga", "hooks --failed"),
+        ("ada", "keys list"),
+        ("ada", "audit"),
+        ("ada", "help keys"),
+    ] {
+        let ssh = scene.farm.ssh(who, &["-tt"], line);
         let Some(answered) = in_a_window(&ssh).await else { return };
         let text = answered.expect(0).text().replace('\r', "");
         assert!(text.lines().count() > 1, "{line}: {text}");

@@ -84,7 +84,7 @@ impl Scene {
         leave_spare(&farm).await;
         let nobody = drv("unplaceable", "true", &[], &[]);
         submit(&farm, &nobody, "--agent nobody").await;
-        let delivery = failed_delivery(&farm).await;
+        let delivery = failed_delivery(&farm);
         let (orders, made) = (vec![amber, birch], AtomicU64::new(0));
         let drv = held;
         Some(Self { farm, failed, queued, drv, source, nowhere, delivery, _orders: orders, made })
@@ -229,7 +229,7 @@ fn install_hook(farm: &Farm) {
 }
 
 /// Waits until the hook has failed, and returns what `hooks retry` calls that.
-async fn failed_delivery(farm: &Farm) -> i64 {
+fn failed_delivery(farm: &Farm) -> i64 {
     let mut failed: Vec<Value> = Vec::new();
     let runtime = tokio::runtime::Handle::current();
     tokio::task::block_in_place(|| {
