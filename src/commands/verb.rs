@@ -364,7 +364,8 @@ fn not_called(error: &clap::Error, words: &[String]) -> NotCalled {
             let outer = called_verb(words);
             let (which, list) = match outer {
                 Some(outer) => {
-                    (format!("verb ‘{} {wrong}’", outer.name), format!("help {}", outer.name))
+                    let path = called_path(words);
+                    (format!("verb ‘{path} {wrong}’"), format!("help {}", outer.name))
                 }
                 None => (format!("verb ‘{wrong}’"), "help".to_owned()),
             };
@@ -382,6 +383,19 @@ fn called_verb(words: &[String]) -> Option<&'static Verb> {
     words.iter().find_map(|word| VERBS.iter().find(|verb| verb.name == word))
 }
 
+/// Returns the verbs that words name, each below the one before, as they are typed.
+fn called_path(words: &[String]) -> String {
+    let all = commands(None);
+    let (mut command, mut path) = (&all, Vec::new());
+    for word in words {
+        if let Some(inner) = command.find_subcommand(word) {
+            path.push(inner.get_name());
+            command = inner;
+        }
+    }
+    path.join(" ")
+}
+
 /// Returns what clap has to say, without its own marks and with our way to help.
 fn rendered(error: &clap::Error, verb: Option<&Verb>) -> String {
     let text = error.render().to_string();
@@ -389,6 +403,10 @@ fn rendered(error: &clap::Error, verb: Option<&Verb>) -> String {
     let said = text.lines().filter(|line| !line.starts_with(CLAP_HELP)).map(table::plain);
     let text = said.collect::<Vec<_>>().join("\n");
     let advice = match verb {
+        // Whoever is not known yet may not use ‘help’.
+        Some(verb) if verb.needs == Needs::Nothing => {
+            format!("‘{} --help’ explains it", verb.name)
+        }
         Some(verb) => format!("‘help {}’ explains it", verb.name),
         None => "‘help’ lists the verbs".to_owned(),
     };
@@ -429,6 +447,10 @@ mod tests {
             wrong("agents help"),
             "there is no verb ‘agents help’: ‘help agents’ lists them"
         );
+        assert_eq!(
+            wrong("keys token lsit"),
+            "there is no verb ‘keys token lsit’; did you mean ‘list’?"
+        );
         assert!(usage("stauts", None).unwrap_err().text().contains("did you mean ‘status’"));
         assert_eq!(usage("zzzzzz", None).unwrap_err().status(), 2);
     }
@@ -448,6 +470,7 @@ mod tests {
         assert!(!text.starts_with("error"), "{text}");
         assert!(!text.contains("--help") && text.ends_with("‘help builds’ explains it"), "{text}");
         assert!(wrong("--nonsense").ends_with("‘help’ lists the verbs"));
+        assert!(wrong("enroll x").ends_with("‘enroll --help’ explains it"));
         assert!(wrong("show").contains("ID"));
         assert!(wrong("show 7").contains("is not an id"), "{}", wrong("show 7"));
         assert!(wrong("wait").contains("--where-tag"));
