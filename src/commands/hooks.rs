@@ -129,7 +129,7 @@ async fn list(invocation: &mut Invocation) -> Result<Exit, CommandError> {
         }
     } else {
         let headings =
-            ["EVENT", "HOOK", "CURSOR", "QUEUED", "RUNNING", "WAITING", "DEAD", "LOST", "LAST"];
+            ["event", "hook", "cursor", "queued", "running", "waiting", "dead", "lost", "last"];
         let mut table = Table::new(&headings);
         for object in &objects {
             let last = object.last.as_ref().map_or_else(|| "-".to_owned(), |one| one.end.clone());
@@ -180,7 +180,7 @@ fn object(invocation: &Invocation, (row, queued): &(HookRow, usize)) -> Object {
 }
 
 async fn list_failed(invocation: &mut Invocation) -> Result<Exit, CommandError> {
-    let headings = ["ID", "EVENT", "HOOK", "CURSOR", "STATE", "TRIES", "TRIED", "END", "OUTPUT"];
+    let headings = ["id", "event", "hook", "cursor", "state", "tries", "tried", "end", "output"];
     let mut table = Table::new(&headings);
     let mut after = DeliveryId(0);
     loop {
