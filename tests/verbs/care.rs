@@ -92,7 +92,7 @@ pub(crate) const ENTRIES: &[Entry] = &[
     },
     Entry {
         name: "keys revoke",
-        done: &[done("keys revoke {pending}", "keys-revoke", "revoked")],
+        done: &[done("keys revoke {pending}", "keys-revoke", "it waited")],
         wrong: &["keys revoke", "keys revoke amber", "keys revoke {pending} {pending}"],
         absent: &[concat!("keys revoke ", nobody!())],
         ..ADMIN

@@ -113,7 +113,11 @@ pub(super) async fn revoke(
         }
         Format::Text => {
             invocation.output.line(&format!("{fingerprint} revoked")).await?;
-            let mut text = format!("it was listed in {}", count(places.len(), "place"));
+            let mut text = if waited && places.is_empty() {
+                "it waited, and was listed nowhere".to_owned()
+            } else {
+                format!("it was listed in {}", count(places.len(), "place"))
+            };
             for place in &places {
                 text.push_str("\n  ");
                 text.push_str(place);
