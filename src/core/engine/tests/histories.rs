@@ -11,7 +11,7 @@ use crate::core::{
     change::Change,
     defect::Planted,
     demands::Demands,
-    engine::{Authority, Decision, Delivery, Inputs, RetryWish, Snapshot, Wanted},
+    engine::{Authority, Decision, Delivery, Inputs, RetryWish, Snapshot, SnapshotBuild, Wanted},
     graph::Standing,
     id::BuildId,
     outcome::{BuildFailure, Outcome, SetupFailure},
@@ -71,6 +71,7 @@ pub(crate) enum Event {
     Wants { agent: usize, slots: u32 },
     Intake { closed: bool },
     Decide { agent: usize, decision: u8 },
+    Expel(usize),
     Pass(u64),
     WallJumps(i64),
     Configure(u8),
@@ -121,6 +122,7 @@ fn event() -> impl Strategy<Value = Event> {
         4 => (any::<usize>(), 0..6u8).prop_map(|(build, wish)| Event::Retry { build, wish }),
         4 => (0..3usize, any::<u8>()).prop_map(|(agent, held)| Event::Join { agent, held }),
         1 => (0..3usize).prop_map(Event::Leave),
+        1 => (0..3usize).prop_map(Event::Expel),
         4 => (attempt(), by()).prop_map(|(attempt, by)| Event::Started { attempt, by }),
         10 => (attempt(), by(), 0..14u8)
             .prop_map(|(attempt, by, outcome)| Event::Finished { attempt, by, outcome }),
@@ -327,12 +329,24 @@ impl Telling {
             }
             Event::Intake { closed } => self.world.close_intake(closed.then_some("it is full")),
             Event::Decide { agent, decision } => self.decide(AGENTS[*agent].0, *decision),
+            Event::Expel(agent) => self.expel(AGENTS[*agent].0),
             Event::Pass(ms) => self.world.pass_ms(*ms),
             Event::WallJumps(ms) => self.world.wall_clock_jumps(*ms),
             Event::Configure(what) => self.configure(*what),
             Event::Restart => self.world.restart(),
         }
         self.world.assert_supplied();
+    }
+
+    /// Takes the key of an agent away: what it had is nobody's at once, and is not its own when it
+    /// comes back with a new one.
+    fn expel(&mut self, agent: &str) {
+        let name = name(agent);
+        self.world.expel(agent);
+        let snapshot = self.world.engine.snapshot();
+        let keeps = |build: &SnapshotBuild| build.state.lease().is_some_and(|l| l.agent == name);
+        let kept = snapshot.builds.values().filter(|build| keeps(build)).count();
+        assert_eq!(kept, 0, "{agent} has no key and keeps builds");
     }
 
     /// Forgets any build that is over.
