@@ -205,6 +205,7 @@ async fn who_may_not_learns_so_and_words_are_checked() {
         ("ada", "gc --where-tag x", 2, "where-tag"),
         ("ada", "gc --delay yesterday", 2, "write a deadline"),
         ("ada", "check --depe", 2, "--deep"),
+        ("ada", "check --lost", 2, "--repair"),
         ("ada", "backup x", 2, "unexpected"),
         ("ada", "metrics x", 2, "unexpected"),
     ] {
@@ -536,6 +537,89 @@ async fn a_check_says_what_to_do_about_each_finding_and_repairs_what_is_safe() {
     // What was damaged is built again when somebody asks for it.
     submit(&farm, &[&damaged], "").await;
     amber.builds(&farm, &damaged, &[]).await;
+    is_well(&farm).await;
+}
+
+/// Everything that a repair could change.
+fn rows_and_tree(farm: &Farm) -> (i64, Vec<PathBuf>) {
+    let count = "SELECT count(*) FROM nars WHERE published_at IS NOT NULL";
+    let rows = database(farm).query_row(count, [], |row| row.get(0)).unwrap();
+    let mut files = Vec::new();
+    for dir in [tree(farm), tree(farm).join("nar")] {
+        files.extend(fs_err::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()));
+    }
+    files.sort();
+    (rows, files)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_repaired_while_the_disk_of_the_depot_is_not_mounted() {
+    let Some(farm) = farm().await else { return };
+    let mut amber = Agent::join(&farm).await;
+    let (known, forgotten) = (drv("known", "", &[], &[]), drv("forgotten", "", &[], &[]));
+    for drv in [&known, &forgotten] {
+        submit(&farm, &[drv], "").await;
+        amber.builds(&farm, drv, &[]).await;
+    }
+    // As after a restore: it is published, its links are old, and no row knows it.
+    let hash = forgotten.out.hash();
+    database(&farm).execute("DELETE FROM nars WHERE path = ?1", [hash.as_bytes()]).unwrap();
+    let old = Timestamp::from_ms(farm.coordinator.clock.now().wall.as_ms() - 2 * 86_400_000);
+    backdate(&file(&farm, &forgotten.out), old);
+    let (depot, mounted) = (farm.state_dir().join("depot"), farm.state_dir().join("mounted"));
+    fs_err::rename(&depot, &mounted).unwrap();
+    fs_err::create_dir(&depot).unwrap();
+    let before = rows_and_tree(&farm);
+    for line in ["check", "check --repair", "check --deep --repair"] {
+        let told = farm.run("ada", line).await.expect(1);
+        let first = "depot: 1 of 1 files of the depot are missing or damaged: is it mounted?: ";
+        assert!(told.lines()[0].starts_with(first), "{}", told.text());
+        assert!(told.lines()[0].contains("check --repair --lost"), "{}", told.text());
+        assert!(!told.err.contains("left"), "nothing of it is repaired: {}", told.err);
+        assert_eq!(rows_and_tree(&farm), before, "{line}");
+    }
+    fs_err::remove_dir(&depot).unwrap();
+    fs_err::rename(&mounted, &depot).unwrap();
+    let told = farm.run("ada", "check --repair").await.expect(0);
+    assert!(told.err.contains("1 finding, all repaired"), "{}", told.err);
+    until("it is marked as published", || rows_and_tree(&farm).0 == 2);
+    is_well(&farm).await;
+    // And now it is gone for good.
+    fs_err::remove_dir_all(&depot).unwrap();
+    fs_err::create_dir(&depot).unwrap();
+    farm.run("ada", "check --repair --lost").await.expect(0);
+    for path in [&known.out, &forgotten.out] {
+        assert!(!is_held(&farm, path).await && !narinfo(&farm, path).exists());
+    }
+    is_well(&farm).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_much_of_the_depot_is_lost_somebody_has_to_say_so() {
+    let Some(farm) = farm().await else { return };
+    let sources: Vec<(StorePath, Vec<u8>)> =
+        (0..110).map(|n| source(&format!("s{n}"), format!("{n}").as_bytes())).collect();
+    let stream = stream(sources.iter().map(|(path, nar)| (path, nar.clone())));
+    farm.feed("sam", "submit --closure", &stream).await.expect(0);
+    until("all are published", || rows_and_tree(&farm).0 == 110);
+    for (path, _) in &sources[..100] {
+        fs_err::remove_file(file(&farm, path)).unwrap();
+    }
+    // A hundred may be lost one by one.
+    let told = farm.run("ada", "check --repair").await.expect(0);
+    assert!(!told.text().contains("is it mounted"), "{}", told.text());
+    assert!(told.text().contains(&format!("{}: its file ", sources[0].0)), "{}", told.text());
+    farm.feed("sam", "submit --closure", &stream).await.expect(0);
+    until("all are published again", || rows_and_tree(&farm).0 == 110);
+    for (path, _) in &sources[..101] {
+        fs_err::remove_file(file(&farm, path)).unwrap();
+    }
+    let told = farm.run("ada", "check --repair").await.expect(1);
+    assert!(told.lines()[0].starts_with("depot: 101 of 110 files"), "{}", told.text());
+    assert_eq!(rows_and_tree(&farm).0, 110);
+    let told = farm.run("ada", "check --repair --lost").await.expect(0);
+    assert_eq!(told.lines().len(), 101, "{}", told.text());
+    assert_eq!(rows_and_tree(&farm).0, 9);
     is_well(&farm).await;
 }
 

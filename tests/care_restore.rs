@@ -154,7 +154,11 @@ fn a_backup_without_the_depot_says_what_is_lost_and_it_is_built_again() {
         let (status, text) = check(&scene, "");
         let found = format!("{}: its file", member.drv.out);
         assert_eq!((status, text.contains(&found)), (Some(1), true), "{text}");
+        // Nobody said that it is lost for good.
         let (status, text) = check(&scene, "--repair");
+        let refused = "depot: 1 of 1 files of the depot are missing or damaged: is it mounted?";
+        assert_eq!((status, text.starts_with(refused)), (Some(1), true), "{text}");
+        let (status, text) = check(&scene, "--repair --lost");
         assert_eq!(status, Some(0), "{text}");
         scene.all_is_well();
         assert_eq!(scene.state(&first), "succeeded", "what happened, happened");

@@ -226,6 +226,21 @@ impl Depot {
         self.0.places.nar(file_hash).exists()
     }
 
+    /// Tells whether the depot has nothing at all: no file was ever moved there, all of it was taken
+    /// away, or the disk that it is on is not mounted.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn is_empty(&self) -> Result<bool, DepotError> {
+        for entry in fs_err::read_dir(&self.0.places.depot)? {
+            // A disk that was just made has this one.
+            if entry?.file_name() != "lost+found" {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Reads a narinfo that no row speaks of, and compares the nar with it.
     ///
     /// # Errors

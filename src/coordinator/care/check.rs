@@ -7,6 +7,7 @@ use super::{
         files::{OpenError, open_nar},
         hygiene::{ORPHAN_AGE_MS, forget_recorded},
     },
+    loss::Loss,
     repair::Remedy,
 };
 use crate::{
@@ -82,11 +83,19 @@ pub struct Finding {
     pub(super) remedy: Option<Remedy>,
 }
 
+impl Finding {
+    /// Returns a finding that nothing can be done about by itself.
+    #[must_use]
+    pub fn new(part: Part, what: String, advice: &str) -> Self {
+        Self { part, what, advice: advice.to_owned(), remedy: None }
+    }
+}
+
 /// What a check came to.
 #[derive(Debug, Default)]
 pub struct Checked {
-    /// How many nars are held.
-    pub nars: usize,
+    /// How many nars are held, and how many of them lack their file.
+    pub loss: Loss,
     /// What was found, at most so many as are looked for.
     pub findings: Vec<Finding>,
 }
@@ -134,12 +143,7 @@ pub async fn check(coordinator: &Coordinator, depth: Depth) -> Result<Checked, C
         (Part::MemoryAndDisk, restart, compared),
         (Part::Database, restore, integrity),
     ] {
-        findings.extend(texts.into_iter().map(|what| Finding {
-            part,
-            what,
-            advice: advice.to_owned(),
-            remedy: None,
-        }));
+        findings.extend(texts.into_iter().map(|what| Finding::new(part, what, advice)));
     }
     let depot = coordinator.depot.clone();
     let policies = coordinator.config.lock().await.publish.clone();
@@ -154,9 +158,10 @@ pub async fn check(coordinator: &Coordinator, depth: Depth) -> Result<Checked, C
                 policies: &policies,
                 depth,
                 before,
-                checked: Checked { nars: 0, findings },
+                checked: Checked { loss: Loss::default(), findings },
                 adoptable: BTreeSet::new(),
             };
+            look.checked.loss.is_all_gone = depot.is_empty()?;
             look.nars()?;
             look.disputed()?;
             look.trees()?;
@@ -194,9 +199,10 @@ impl Look<'_> {
             let nars = self.reader.nars(after)?;
             let Some(last) = nars.last() else { break };
             after = Some(last.info.path.hash());
-            self.checked.nars += nars.len();
+            self.checked.loss.nars += nars.len();
             for nar in nars {
                 if let Some(why) = self.wrong_file(&nar)? {
+                    self.checked.loss.lost += 1;
                     let what = format!("{}: {why}", nar.info.path);
                     let advice = "check --repair notes it as not held, so that it is built or \
                                   fetched again when something needs it; restoring depot/ from a \
@@ -260,13 +266,7 @@ impl Look<'_> {
                 Some(_) => "have it built again: submit what makes it",
                 None => "have it sent again: submit what needs it",
             };
-            let advice = advice.to_owned();
-            self.checked.findings.push(Finding {
-                part: Part::Published,
-                what,
-                advice,
-                remedy: None,
-            });
+            self.checked.findings.push(Finding::new(Part::Published, what, advice));
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ pub mod backup;
 pub mod check;
 pub mod exposition;
 pub mod gc;
+pub mod loss;
 pub mod meter;
 pub mod metrics;
 pub mod prune;
