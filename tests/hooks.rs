@@ -35,8 +35,12 @@ use steading::{
     ssh::Role,
 };
 
-const PEOPLE: [(Role, &str, &str); 3] =
-    [(Role::Viewer, "vera", ""), (Role::Submitter, "sam", ""), (Role::Operator, "olga", "")];
+const PEOPLE: [(Role, &str, &str); 4] = [
+    (Role::Viewer, "vera", ""),
+    (Role::Submitter, "sam", ""),
+    (Role::Operator, "olga", ""),
+    (Role::Admin, "ada", ""),
+];
 
 /// A farm whose hooks are given up after two tries.
 async fn farm(time_limit: u32) -> Option<Farm> {
@@ -225,6 +229,80 @@ async fn a_hook_that_must_not_run_is_named_and_goes_on_where_it_was() {
     fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     let lines = file.clone();
     until("the others came, too", move || got(&lines).len() == 5).await;
+}
+
+/// Submits a build that nobody builds, and cancels it.
+async fn submit_and_cancel(farm: &Farm, name: &str) -> String {
+    let stream = export(&[&drv(name, "echo x > $out", &[], &[])]);
+    let told = farm.feed("sam", "submit --closure", &stream).await.expect(0);
+    let build = told.text().trim().to_owned();
+    farm.run("sam", &format!("cancel {build}")).await.expect(0);
+    build
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happened_to_a_build_that_was_pruned_is_told_all_the_same() {
+    let Some(farm) = farm(60).await else { return };
+    let state = farm.state_dir();
+    let dir = tempfile::tempdir().unwrap();
+    let [file, mended, late] = ["lines", "mended", "late"].map(|name| dir.path().join(name));
+    let path = install(&state, "build-canceled", "tell", &format!("cat >> {}", file.display()));
+    let fails = format!("test -e {} || exit 1\ncat >> {}", mended.display(), late.display());
+    install(&state, "build-canceled", "fails", &fails);
+    let first = submit_and_cancel(&farm, "first").await;
+    let lines = file.clone();
+    until("the first one came", move || got(&lines).len() == 1).await;
+    loop {
+        if failed(&farm).await.iter().any(|one| one["state"] == "dead") {
+            break;
+        }
+    }
+    fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    loop {
+        if farm.run("olga", "hooks").await.expect(0).err.contains("not run") {
+            break;
+        }
+    }
+    // Both are signs, and numbers.
+    let status = farm.run("vera", "status --json").await.expect(0).objects().remove(0);
+    let problems = status["problems"].to_string();
+    assert!(problems.contains("a hook does not run: "), "{problems}");
+    assert!(problems.contains("1 event given up within a day"), "{problems}");
+    let metrics = farm.run("vera", "metrics").await.expect(0);
+    for line in [
+        "steading_hook_dead{event=\"build-canceled\",hook=\"fails\"} 1",
+        "steading_hook_dead{event=\"build-canceled\",hook=\"tell\"} 0",
+        "steading_hook_waiting{event=\"build-canceled\",hook=\"fails\"} 0",
+        "steading_hook_lost_total{event=\"build-canceled\",hook=\"tell\"} 0",
+        "steading_hook_problems 1",
+    ] {
+        assert!(metrics.lines().contains(&line), "{line}: {}", metrics.text());
+    }
+
+    let second = submit_and_cancel(&farm, "second").await;
+    let before = farm.run("vera", "events --since 0").await.expect(0).objects();
+    let pruned = farm.run("ada", "prune --older-than 0s --json").await.expect(0).objects();
+    assert_eq!(pruned[0]["builds"], 2, "{pruned:?}");
+    farm.run("vera", &format!("show {second}")).await.expect(3);
+    let after = farm.run("vera", "events --since 0").await.expect(0).objects();
+    assert_eq!(after, before, "events are kept for as long as their own settings say");
+    assert!(after.iter().any(|one| one["type"] == "build-canceled" && one["build"] == *second));
+    // What comes now has its id; what was written down before is as it was.
+    fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let lines = file.clone();
+    until("the second one came", move || got(&lines).len() == 2).await;
+    let lines = got(&file);
+    assert_eq!((&lines[0]["build"], &lines[1]["build"]), (&first.clone().into(), &second.into()));
+    assert!(lines[0]["derivation"].is_string() && lines[1].get("derivation").is_none());
+    fs_err::write(&mended, "").unwrap();
+    for one in failed(&farm).await.iter().filter(|one| one["state"] == "dead") {
+        farm.run("olga", &format!("hooks retry {}", one["id"])).await.expect(0);
+    }
+    until("it came late", move || {
+        let lines = got(&late);
+        lines.iter().any(|one| one["build"] == *first && one["derivation"].is_string())
+    })
+    .await;
 }
 
 /// Kills the coordinator again and again while builds are submitted.

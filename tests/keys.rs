@@ -139,11 +139,20 @@ async fn an_unknown_key_asks_waits_and_is_let_in() {
 async fn another_key_of_the_same_principal_is_said_to_be_one() {
     let Some(farm) = farm().await else { return };
     let print = stranger(&farm, "laptop").fingerprint();
+    let is_told = async || {
+        let status = farm.run("ada", "status --json").await.expect(0).objects();
+        status[0]["problems"].to_string().contains("1 key waits to be let in")
+    };
+    assert!(!is_told().await);
     enroll(&farm, "laptop", "enroll --name sam").await.expect(1);
+    assert!(is_told().await, "status names keys that wait");
+    let metrics = farm.run("ada", "metrics").await.expect(0);
+    assert!(metrics.lines().contains(&"steading_pending_keys 1"), "{}", metrics.text());
     farm.run("ada", &format!("keys approve {print} submitter sam")).await.expect(5);
     farm.run("ada", &format!("keys approve {print} operator sam --also")).await.expect(5);
     farm.run("ada", &format!("keys approve {print} submitter sam --also")).await.expect(0);
     until_known(&farm, "laptop", true);
+    assert!(!is_told().await);
     assert_eq!(farm.run("laptop", "whoami --json").await.expect(0).objects()[0]["name"], "sam");
 }
 

@@ -6,12 +6,15 @@ use super::{
     times,
 };
 use crate::{
+    coordinator::hooks::WAITING_MAX,
     core::{
         agent::SuspensionKind,
         engine::{AgentView, Counts, ReadyBuilds},
+        hook::HookId,
         id::Name,
         time::Timestamp,
     },
+    ssh::Role,
     store::{Reader, StoreError},
 };
 use serde::Serialize;
@@ -50,6 +53,12 @@ pub(super) struct Signs<'a> {
     /// Agents with a key.
     pub(super) registered: usize,
     pub(super) kept: Kept,
+    /// What is wrong with the folders of hooks.
+    pub(super) hook_problems: &'a [String],
+    /// Who is refused again and again.
+    pub(super) flooding: &'a [(Role, Name)],
+    /// How many keys wait for an admin.
+    pub(super) pending_keys: usize,
     /// After how many days without a backup somebody is asked for one; never when 0.
     pub(super) backup_age: u32,
     pub(super) now: Timestamp,
@@ -63,6 +72,10 @@ pub(super) struct Kept {
     faults: Vec<(Name, u64, u64)>,
     pub(super) last_backup: Option<Timestamp>,
     first_submission: Option<Timestamp>,
+    /// Hooks that get nothing new before some of their failures are settled.
+    stuck_hooks: Vec<HookId>,
+    /// How many events were given up within a day, by hook.
+    given_up: Vec<(HookId, u64)>,
 }
 
 impl Kept {
@@ -71,7 +84,8 @@ impl Kept {
         invocation: &Invocation,
         agents: &[AgentView],
     ) -> Result<Self, StoreError> {
-        let since = invocation.coordinator.clock.now().wall.plus_ms(-FAULTS_MS);
+        let now = invocation.coordinator.clock.now().wall;
+        let since = now.plus_ms(-FAULTS_MS);
         let names: Vec<Name> = agents.iter().take(AGENTS_MAX).map(|a| a.name.clone()).collect();
         invocation
             .coordinator
@@ -82,8 +96,12 @@ impl Kept {
                     let (number, all) = reader.faults_of_agent(&name, since)?;
                     faults.push((name, number, all));
                 }
+                let hooks = reader.hooks()?.into_iter();
+                let stuck = hooks.filter(|row| row.waiting >= u64::from(WAITING_MAX));
                 Ok(Self {
                     faults,
+                    stuck_hooks: stuck.map(|row| row.hook).collect(),
+                    given_up: reader.given_up_since(now.plus_ms(-DAY_MS))?,
                     last_backup: reader.last_backup()?.map(|mark| mark.at),
                     first_submission: reader.first_submission()?,
                 })
@@ -99,6 +117,8 @@ pub(super) fn problems(signs: &Signs<'_>) -> Vec<Problem> {
     agents(signs, &mut found);
     faults(signs, &mut found);
     backup(signs, &mut found);
+    hooks(signs, &mut found);
+    people(signs, &mut found);
     found
 }
 
@@ -199,25 +219,72 @@ fn backup(signs: &Signs<'_>, found: &mut Vec<Problem>) {
     }
 }
 
+/// What was given up is told for a day: nobody has to tidy up what concerns nobody any more.
+fn hooks(signs: &Signs<'_>, found: &mut Vec<Problem>) {
+    if let Some(hook) = signs.kept.stuck_hooks.first() {
+        let what = format!("hook {hook} gets nothing new: {WAITING_MAX} failures wait");
+        let advice = "see what it says and mend it: ‘hooks --failed’, then ‘hooks retry ID’";
+        found.push(problem(what, advice));
+    }
+    if let Some(first) = signs.hook_problems.first() {
+        let advice = "have it run again, or take its file away: ‘hooks’ lists what is wrong";
+        found.push(problem(format!("a hook does not run: {}", table::plain(first)), advice));
+    }
+    let number = signs.kept.given_up.iter().map(|(_, number)| number).sum::<u64>();
+    if let Some((hook, _)) = signs.kept.given_up.iter().max_by_key(|(_, number)| *number) {
+        let events = count(usize::try_from(number).unwrap_or(usize::MAX), "event");
+        let what = format!("{events} given up within a day, most of them for hook {hook}");
+        let advice = "see what hooks failed on: ‘hooks --failed’, then ‘hooks retry ID’";
+        found.push(problem(what, advice));
+    }
+}
+
+fn people(signs: &Signs<'_>, found: &mut Vec<Problem>) {
+    if let Some((role, name)) = signs.flooding.first() {
+        let what = format!("{} {name} is refused again and again", role.word());
+        let advice =
+            format!("see what it asks for and have that ended: ‘audit --principal {name}’");
+        found.push(problem(what, advice));
+    }
+    if signs.pending_keys > 0 {
+        let what = format!("{} to be let in", waiting(signs.pending_keys));
+        let advice = "decide about keys that wait: ‘keys list’, then ‘keys approve FINGERPRINT’ or \
+                      ‘keys revoke FINGERPRINT’";
+        found.push(problem(what, advice));
+    }
+}
+
+fn waiting(keys: usize) -> String {
+    if keys == 1 { "1 key waits".to_owned() } else { format!("{keys} keys wait") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_ms(100 * DAY_MS);
 
-    fn first(change: impl FnOnce(&mut Signs<'_>, &mut Counts)) -> Option<(String, String)> {
-        let mut counts = Counts::default();
-        let unused = Counts::default();
-        let mut signs = Signs {
+    /// Returns the signs of a farm that is well.
+    fn well(counts: &Counts) -> Signs<'_> {
+        Signs {
             keydir_problems: &[],
-            counts: &unused,
+            counts,
             agents: &[],
             ready: &[],
             registered: 1,
             kept: Kept::default(),
+            hook_problems: &[],
+            flooding: &[],
+            pending_keys: 0,
             backup_age: 7,
             now: NOW,
-        };
+        }
+    }
+
+    fn first(change: impl FnOnce(&mut Signs<'_>, &mut Counts)) -> Option<(String, String)> {
+        let mut counts = Counts::default();
+        let unused = Counts::default();
+        let mut signs = well(&unused);
         change(&mut signs, &mut counts);
         let signs = Signs { counts: &counts, ..signs };
         problems(&signs).into_iter().next().map(|one| (one.problem, one.advice))
@@ -266,6 +333,40 @@ mod tests {
         let (what, advice) = of(vec![(name("amber"), 5, 5), (name("birch"), 9, 20)]).unwrap();
         assert!(what.starts_with("14 of 25 attempts"), "{what}");
         assert!(advice.contains("agents show birch"), "{advice}");
+    }
+
+    #[test]
+    fn hooks_that_stop_or_give_up_are_named() {
+        let hook = |name: &str| HookId {
+            event: crate::core::event::EventKind::BuildFailure,
+            name: name.parse().unwrap(),
+        };
+        let problems = ["hooks/build-failure.d/mail: not run: it is not executable".to_owned()];
+        let (what, advice) = first(|signs, _| {
+            signs.kept.given_up = vec![(hook("badge"), 2), (hook("mail"), 3)];
+        })
+        .unwrap();
+        let mail = hook("mail");
+        assert_eq!(what, format!("5 events given up within a day, most of them for hook {mail}"));
+        assert!(advice.contains("hooks retry ID"), "{advice}");
+        let (what, _) = first(|signs, _| signs.kept.stuck_hooks = vec![hook("mail")]).unwrap();
+        assert_eq!(what, format!("hook {mail} gets nothing new: 1000 failures wait"));
+        let counts = Counts::default();
+        let signs = Signs { hook_problems: &problems, ..well(&counts) };
+        assert!(super::problems(&signs)[0].problem.contains("d/mail: not run"));
+    }
+
+    #[test]
+    fn keys_that_wait_and_those_who_are_refused_are_told() {
+        let counts = Counts::default();
+        let flooding = [(Role::Submitter, "sam".parse::<Name>().unwrap())];
+        let signs = Signs { flooding: &flooding, pending_keys: 2, ..well(&counts) };
+        let found = problems(&signs);
+        assert_eq!(found[0].problem, "submitter sam is refused again and again");
+        assert!(found[0].advice.contains("audit --principal sam"), "{found:?}");
+        assert_eq!(found[1].problem, "2 keys wait to be let in");
+        let (what, _) = first(|signs, _| signs.pending_keys = 1).unwrap();
+        assert_eq!(what, "1 key waits to be let in");
     }
 
     #[test]

@@ -127,6 +127,9 @@ impl Act for Status {
             ready: &asking::ready(coordinator).await?,
             registered: object.agents_registered,
             kept,
+            hook_problems: &coordinator.hooks.problems(),
+            flooding: &coordinator.audit.refusals().flooding,
+            pending_keys: coordinator.enrollment.count_pending().await,
             backup_age: coordinator.config.lock().await.backup_age,
             now: coordinator.clock.now().wall,
         });

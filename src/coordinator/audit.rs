@@ -82,7 +82,27 @@ impl Actor {
 pub struct Auditor {
     engine: EngineHandle,
     clock: Clock,
-    floods: Arc<Mutex<BTreeMap<(Role, Name), Flood>>>,
+    floods: Arc<Mutex<Floods>>,
+}
+
+/// What was refused lately, and how much since the start.
+#[derive(Debug, Default)]
+struct Floods {
+    of: BTreeMap<(Role, Name), Flood>,
+    refused: u64,
+    summed: u64,
+}
+
+/// How much was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Refusals {
+    /// How often somebody was refused since the start.
+    pub refused: u64,
+    /// How many of those have no line of their own.
+    pub summed: u64,
+    /// Who is refused so often just now that many share a line, without strangers: anybody may
+    /// knock.
+    pub flooding: Vec<(Role, Name)>,
 }
 
 /// How often one principal was refused lately. Bounded by the keydir: strangers share one.
@@ -121,6 +141,30 @@ impl Flood {
         // The last one stands for all.
         self.unwritten = Some(AuditRecord { lines: before.saturating_add(1), ..record });
         None
+    }
+}
+
+impl Floods {
+    /// Counts a refusal; returns its record if it gets a line of its own.
+    fn take(
+        &mut self,
+        who: (Role, Name),
+        now: Monotonic,
+        record: AuditRecord,
+    ) -> Option<AuditRecord> {
+        let own = self.of.entry(who).or_insert_with(|| Flood::new(now)).take(now, record);
+        self.refused = self.refused.saturating_add(1);
+        self.summed = self.summed.saturating_add(u64::from(own.is_none()));
+        own
+    }
+
+    fn refusals(&mut self, now: Monotonic) -> Refusals {
+        let floods = self.of.iter_mut().filter_map(|(who, flood)| {
+            flood.earn(now);
+            let is_flood = flood.allowance < Flood::FULL / 2 && who.0 != Role::Stranger;
+            is_flood.then(|| who.clone())
+        });
+        Refusals { flooding: floods.collect(), refused: self.refused, summed: self.summed }
     }
 }
 
@@ -177,8 +221,7 @@ impl Auditor {
         let record =
             AuditRecord { status: Some(status), reason: Some(shown_reason(reason)), ..record };
         let key = (actor.role, actor.name.clone());
-        let own =
-            self.floods().entry(key).or_insert_with(|| Flood::new(now.mono)).take(now.mono, record);
+        let own = self.floods().take(key, now.mono, record);
         match own {
             Some(record) => self.keep(AuditChange::Line(record)).await,
             None => Ok(()),
@@ -209,12 +252,18 @@ impl Auditor {
     fn sums(&self) -> Vec<AuditRecord> {
         let now = self.clock.now().mono;
         let mut floods = self.floods();
-        let sums = floods.values_mut().filter_map(|flood| flood.unwritten.take()).collect();
-        floods.retain(|_, flood| {
+        let sums = floods.of.values_mut().filter_map(|flood| flood.unwritten.take()).collect();
+        floods.of.retain(|_, flood| {
             flood.earn(now);
             flood.allowance < Flood::FULL
         });
         sums
+    }
+
+    /// Returns how much was refused.
+    #[must_use]
+    pub fn refusals(&self) -> Refusals {
+        self.floods().refusals(self.clock.now().mono)
     }
 
     /// Writes something down and waits until it is durable.
@@ -231,7 +280,7 @@ impl Auditor {
             .await
     }
 
-    fn floods(&self) -> MutexGuard<'_, BTreeMap<(Role, Name), Flood>> {
+    fn floods(&self) -> MutexGuard<'_, Floods> {
         self.floods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -363,5 +412,25 @@ mod tests {
         assert_eq!((sum.lines, sum.line.as_str()), (7, "y6"));
         assert!(flood.take(at(1_000), record("z")).is_some());
         assert_eq!(flood.take(at(1_000), record("z")), None);
+    }
+
+    #[test]
+    fn who_floods_is_known_until_it_has_been_quiet_for_a_while() {
+        let (at, mut floods) = (|s: u64| Monotonic::from_ms(s * 1_000), Floods::default());
+        let who = |role, name: &str| (role, name.parse::<Name>().unwrap());
+        for (person, refusals) in [
+            (who(Role::Submitter, "sam"), REFUSALS_AT_ONCE + 7),
+            (who(Role::Viewer, "vera"), 3),
+            (who(Role::Stranger, "unknown"), REFUSALS_AT_ONCE + 2),
+        ] {
+            for _ in 0..refusals {
+                floods.take(person.clone(), at(0), record("x"));
+            }
+        }
+        let refused = 2 * REFUSALS_AT_ONCE + 12;
+        let flooding = vec![who(Role::Submitter, "sam")];
+        assert_eq!(floods.refusals(at(0)), Refusals { refused, summed: 9, flooding });
+        let quiet = at(REFUSALS_AT_ONCE / REFUSALS_PER_SECOND / 2);
+        assert_eq!(floods.refusals(quiet).flooding, []);
     }
 }

@@ -401,6 +401,12 @@ impl Enrollment {
         Ok(all)
     }
 
+    /// Counts the keys that wait.
+    pub async fn count_pending(&self) -> usize {
+        let old = self.clock.now().wall.plus_ms(-PENDING_MS);
+        self.desk.lock().await.pending.values().filter(|one| one.asked >= old).count()
+    }
+
     /// Makes a token, and returns it with its secret, which is nowhere else.
     ///
     /// # Errors

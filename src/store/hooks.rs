@@ -237,6 +237,31 @@ impl Reader {
         Ok(hooks)
     }
 
+    /// Counts what hooks failed on and was given up at a time or later, by hook.
+    ///
+    /// # Errors
+    /// [`StoreError::Sql`] and [`StoreError::Damaged`].
+    pub fn given_up_since(&self, since: Timestamp) -> Result<Vec<(HookId, u64)>, StoreError> {
+        let sql = doing("count what was given up");
+        let mut select = self
+            .connection
+            .prepare_cached(
+                "SELECT event, name, count(*) FROM hook_deliveries
+                 WHERE next_at IS NULL AND tried_at >= :since
+                 GROUP BY event, name ORDER BY event, name LIMIT :limit",
+            )
+            .map_err(&sql)?;
+        let mut rows = select
+            .query(named_params! { ":since": since.as_ms(), ":limit": ROWS_MAX })
+            .map_err(&sql)?;
+        let mut hooks = Vec::new();
+        while let Some(row) = rows.next().map_err(&sql)? {
+            let hook = hook_id(TABLE, row::integer(TABLE, row, 0)?, row::text(TABLE, row, 1)?)?;
+            hooks.push((hook, u64::from(row.get::<_, u32>(2).map_err(&sql)?)));
+        }
+        Ok(hooks)
+    }
+
     /// Returns what a hook is to have again first.
     ///
     /// # Errors

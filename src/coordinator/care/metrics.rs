@@ -12,10 +12,11 @@ use crate::{
     core::{
         build::ShownState,
         engine::{AgentView, Ask, Counts, ReadyBuilds, Told},
+        event::Cursor,
         time::Timestamp,
     },
     ssh::Role,
-    store::{BackupMark, Holdings, Reader, StoreError, TotalKind},
+    store::{BackupMark, Holdings, HookRow, Reader, StoreError, TotalKind},
 };
 use std::{collections::BTreeMap, io};
 
@@ -23,6 +24,9 @@ use std::{collections::BTreeMap, io};
 const AGENTS_MAX: usize = 1_000;
 /// How many kinds of ready builds have numbers of their own.
 const KINDS_MAX: usize = 1_000;
+
+/// How many hooks have numbers of their own.
+const HOOKS_MAX: usize = 1_000;
 
 /// The states that no open build has.
 const OVER: [ShownState; 3] = [ShownState::Succeeded, ShownState::Failed, ShownState::Canceled];
@@ -50,6 +54,8 @@ struct Kept {
     attempts: Vec<(String, u64)>,
     pruned: Vec<(String, u64)>,
     backup: Option<BackupMark>,
+    hooks: Vec<HookRow>,
+    events: Cursor,
 }
 
 impl Kept {
@@ -62,6 +68,8 @@ impl Kept {
             attempts: reader.totals(TotalKind::Attempt)?,
             pruned: reader.totals(TotalKind::Pruned)?,
             backup: reader.last_backup()?,
+            hooks: reader.hooks()?,
+            events: reader.events_extent()?.last,
         })
     }
 }
@@ -95,6 +103,9 @@ pub async fn gather(coordinator: &Coordinator) -> Result<Exposition, MetricsErro
     messages(&mut all, &counts, coordinator);
     held(&mut all, coordinator, &kept)?;
     door(&mut all, coordinator);
+    of_hooks(&mut all, coordinator, &kept);
+    let pending = coordinator.enrollment.count_pending().await;
+    people(&mut all, coordinator, pending);
     Ok(all)
 }
 
@@ -288,4 +299,37 @@ fn door(all: &mut Exposition, coordinator: &Coordinator) {
     all.one(Counter, "refused_total", help, size(door.refused));
     let (_, problems) = coordinator.monitor.keydir();
     all.one(Gauge, "keydir_problems", "What is wrong with the keydir.", size(problems.len()));
+}
+
+fn of_hooks(all: &mut Exposition, coordinator: &Coordinator, kept: &Kept) {
+    use Kind::{Counter, Gauge};
+    let events = number_of(u64::try_from(kept.events.0).unwrap_or(0));
+    all.one(Counter, "events_total", "Events since the beginning.", events);
+    let hooks = &kept.hooks[..kept.hooks.len().min(HOOKS_MAX)];
+    let each = |value: fn(&HookRow) -> u64| {
+        let labels = |row: &HookRow| {
+            vec![("event", row.hook.event.word().to_owned()), ("hook", row.hook.name.to_string())]
+        };
+        hooks.iter().map(move |row| (labels(row), number_of(value(row)))).collect::<Vec<_>>()
+    };
+    let help = "Events that a hook failed on and is to have again.";
+    all.add(Gauge, "hook_waiting", help, each(|row| row.waiting));
+    let help = "Events that were given up for a hook, and are kept to be tried again.";
+    all.add(Gauge, "hook_dead", help, each(|row| row.dead));
+    let help = "Events of all kinds that were forgotten before a hook could have them.";
+    let lost = each(|row| u64::try_from(row.lost).unwrap_or(0));
+    all.add(Counter, "hook_lost_total", help, lost);
+    let problems = size(coordinator.hooks.problems().len());
+    all.one(Gauge, "hook_problems", "What is wrong with the folders of hooks.", problems);
+}
+
+fn people(all: &mut Exposition, coordinator: &Coordinator, pending_keys: usize) {
+    use Kind::{Counter, Gauge};
+    let help = "Keys that wait for an admin to let them in.";
+    all.one(Gauge, "pending_keys", help, size(pending_keys));
+    let refusals = coordinator.audit.refusals();
+    let help = "Commands that were refused, or failed without changing anything.";
+    all.one(Counter, "audit_refusals_total", help, number_of(refusals.refused));
+    let help = "Those of them that share a line of the audit with others.";
+    all.one(Counter, "audit_refusals_summed_total", help, number_of(refusals.summed));
 }
