@@ -24,7 +24,6 @@ use steading::{
         id::{BuildId, InstanceId},
         outcome::{BuildFailure, Outcome, SetupFailure},
         store_path::StoreDir,
-        time::Timestamp,
     },
     ssh::Role,
 };
@@ -76,7 +75,9 @@ async fn record(farm: &Farm, changes: Vec<Change>) {
 /// Lets so many events happen that say so much.
 async fn let_happen(farm: &Farm, count: usize, bytes: usize) {
     let detail = Detail { reason: Some("x".repeat(bytes)), ..Detail::default() };
-    let event = Event::new(EventKind::IntakeClosed, Timestamp::from_ms(1)).with(detail);
+    // Now, or the first look for old events forgets it.
+    let at = farm.coordinator.clock.now().wall;
+    let event = Event::new(EventKind::IntakeClosed, at).with(detail);
     let changes = vec![Change::Event(Box::new(event)); count];
     record(farm, changes).await;
 }

@@ -7,7 +7,6 @@
 #[expect(dead_code, reason = "another test uses the rest")]
 mod closure;
 #[path = "common/farm.rs"]
-#[expect(dead_code, reason = "another test uses the rest")]
 mod farm;
 #[path = "common/wait.rs"]
 mod wait;

@@ -6,6 +6,7 @@
 #[path = "common/wait.rs"]
 mod wait;
 
+use rustix::io::Errno;
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
@@ -115,13 +116,23 @@ fn have_all() -> bool {
     have("ssh", &["-V"]) && have("unshare", &["-Urm", "mount", "-t", "tmpfs", "none", "/mnt"])
 }
 
+/// Makes a file so long that only this much room is left.
 fn fill(path: &Path, leave_bytes: u64) {
-    let found = rustix::fs::statvfs(path.parent().unwrap()).unwrap();
-    let free = found.f_bavail * found.f_frsize;
     let file = fs_err::OpenOptions::new().create(true).append(true).open(path).unwrap();
-    let length = file.metadata().unwrap().len() + free.saturating_sub(leave_bytes);
-    rustix::fs::fallocate(file.file(), rustix::fs::FallocateFlags::empty(), 0, length.max(1))
-        .unwrap();
+    wait::until("the disk is filled", || {
+        let found = rustix::fs::statvfs(path.parent().unwrap()).unwrap();
+        let free = found.f_bavail * found.f_frsize;
+        let length = file.metadata().unwrap().len() + free.saturating_sub(leave_bytes);
+        let none = rustix::fs::FallocateFlags::empty();
+        match rustix::fs::fallocate(file.file(), none, 0, length.max(1)) {
+            // Somebody else has taken of it since it was looked at.
+            Err(Errno::NOSPC) => false,
+            result => {
+                result.unwrap();
+                true
+            }
+        }
+    });
 }
 
 #[test]

@@ -169,10 +169,7 @@ pub async fn start(
     let (rested, _) = broadcast::channel(RESTED_MAX);
     let (allocated, _) = broadcast::channel(ALLOCATED_MAX);
     let truth = Truth::restore(store, config.settings(), clock.now())?;
-    let live: BTreeSet<AttemptId> = truth.engine.attempts().map(|(attempt, _)| attempt).collect();
-    let log_dir = state_dir.join("logs");
-    let logs = Logs::start(&log_dir, log_rules(config), clock, &live, pressure.clone())
-        .map_err(unusable)?;
+    let logs = start_logs(state_dir, config, &truth, &pressure, clock).map_err(unusable)?;
     let (events_sender, events) = watch::channel(truth.store.last_event());
     let outlets = Outlets {
         logs: logs.clone(),
@@ -200,7 +197,6 @@ pub async fn start(
     };
     publishing.start(publisher, outlet, clock);
     let audit = Auditor::start(engine.clone(), clock).await?;
-    tokio::spawn(audit.clone().sum_up(cancel.clone()));
     let keydir = state_dir.join(KEYDIR);
     let enrollment = Enrollment::load(engine.clone(), &readers, clock, keydir).await?;
     let door = ssh::open(door_config(state_dir, listen), clock, cancel.clone()).await?;
@@ -230,9 +226,7 @@ pub async fn start(
         started_at: clock.now().wall,
         monitor: door.monitor.clone(),
     };
-    care::begin(&coordinator, &cancel);
-    tell_and_serve_hooks(&coordinator, &door, config, &cancel).await?;
-    tokio::spawn(expulsion::follow(coordinator.clone(), cancel.clone()));
+    begin(&coordinator, &door, config, &cancel).await?;
     let started = Started {
         address: door.address,
         host_public_key: door.host_public_key.clone(),
@@ -250,13 +244,29 @@ pub async fn start(
     Ok(started)
 }
 
-/// Tells that the coordinator has started, and lets hooks have this and all other events.
-async fn tell_and_serve_hooks(
+/// Opens the logs of the attempts that are not over.
+fn start_logs(
+    state_dir: &Path,
+    config: &Config,
+    truth: &Truth,
+    pressure: &Pressure,
+    clock: Clock,
+) -> io::Result<Logs> {
+    let live: BTreeSet<AttemptId> = truth.engine.attempts().map(|(attempt, _)| attempt).collect();
+    Logs::start(&state_dir.join("logs"), log_rules(config), clock, &live, pressure.clone())
+}
+
+/// Begins all that goes on by itself, tells that the coordinator has started, and lets hooks have
+/// this and all other events.
+async fn begin(
     coordinator: &Coordinator,
     door: &Door,
     config: &Config,
     cancel: &CancellationToken,
 ) -> Result<(), StartError> {
+    care::begin(coordinator, cancel);
+    tokio::spawn(coordinator.audit.clone().sum_up(cancel.clone()));
+    tokio::spawn(expulsion::follow(coordinator.clone(), cancel.clone()));
     let environment = hooks::let_in(&coordinator.state_dir, door, config.hooks.role)?;
     let started = Event::new(EventKind::CoordinatorStarted, coordinator.started_at);
     let changes = vec![Change::Event(Box::new(started))];

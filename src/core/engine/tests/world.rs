@@ -792,16 +792,9 @@ impl World {
             Change::Derivation(record) => format!("derivation {}", record.path.name()),
             Change::Nar(record) => format!("nar {}", record.info.path.name()),
             Change::Build(record) => {
-                let drv = self.derivations.values().find(|d| d.path.hash() == record.derivation);
-                let drv = drv.unwrap().path.name().trim_end_matches(".drv").to_owned();
-                let same = |called: &&String| called.split('#').next() == Some(drv.as_str());
-                let called = match self.build_names.values().filter(same).count() {
-                    0 => drv,
-                    before => format!("{drv}#{}", before + 1),
-                };
-                let line = format!("build {called}");
-                self.build_names.insert(record.id, called);
-                line
+                let called = self.call(record.derivation);
+                self.build_names.insert(record.id, called.clone());
+                format!("build {called}")
             }
             Change::BuildMoved { build, from, to, .. } => {
                 format!("{} {} → {}", self.build_names[build], from.word(), to.word())
@@ -884,6 +877,17 @@ impl World {
             | Change::Enrollment(_) => unreachable!("no story has it"),
         };
         self.changes.push(line);
+    }
+
+    /// Returns what a new build of a derivation is called.
+    fn call(&self, derivation: PathHash) -> String {
+        let drv = self.derivations.values().find(|d| d.path.hash() == derivation);
+        let drv = drv.unwrap().path.name().trim_end_matches(".drv").to_owned();
+        let same = |called: &&String| called.split('#').next() == Some(drv.as_str());
+        match self.build_names.values().filter(same).count() {
+            0 => drv,
+            before => format!("{drv}#{}", before + 1),
+        }
     }
 
     fn output_called(&self, path: PathHash) -> String {
