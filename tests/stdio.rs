@@ -74,7 +74,7 @@ async fn verbs_work_behind_the_hosts_own_sshd() {
     assert_eq!(shown["tags"]["branch"][0], "a b");
     // Exit statuses and both streams pass.
     let refused = scene.run("vera", &format!("cancel {build}")).await.expect(4);
-    assert!(refused.err.contains("cancel needs submitter"), "{}", refused.err);
+    assert!(refused.err.contains("cancel needs operator"), "{}", refused.err);
     let wrong = scene.run("vera", "sumbit").await.expect(2);
     assert!(wrong.err.contains("did you mean ‘submit’") && wrong.out.is_empty());
     scene.run("vera", &format!("wait {build} --timeout 0")).await.expect(1);
