@@ -316,12 +316,17 @@ pub(super) fn parse(words: &[String], columns: Option<u32>) -> Result<Called, No
     Ok(Called { verb, matches, format })
 }
 
+/// Returns a text whose last line has an end like all others.
+fn whole_lines(text: &str) -> String {
+    format!("{}\n", text.trim_end())
+}
+
 /// Returns the full usage of a verb.
 pub(super) fn usage(name: &str, columns: Option<u32>) -> Result<String, CommandError> {
     let mut commands = commands(columns);
     commands.build();
     if let Some(command) = commands.find_subcommand_mut(name) {
-        return Ok(command.render_long_help().to_string());
+        return Ok(whole_lines(&command.render_long_help().to_string()));
     }
     match parse(&[name.to_owned()], columns) {
         Err(NotCalled::Usage(text) | NotCalled::Help(text)) => Err(CommandError::Usage(text)),
@@ -351,7 +356,7 @@ pub(super) fn commands(columns: Option<u32>) -> Command {
 
 fn not_called(error: &clap::Error, words: &[String]) -> NotCalled {
     match error.kind() {
-        ErrorKind::DisplayHelp => NotCalled::Help(error.render().to_string()),
+        ErrorKind::DisplayHelp => NotCalled::Help(whole_lines(&error.render().to_string())),
         ErrorKind::InvalidSubcommand => {
             let word = |kind| match error.get(kind) {
                 Some(ContextValue::String(word)) => Some(word.clone()),
