@@ -227,12 +227,16 @@ impl Depot {
     }
 
     /// Tells whether the depot has nothing at all: no file was ever moved there, all of it was taken
-    /// away, or the disk that it is on is not mounted.
+    /// away, the disk that it is on is not mounted, or its folder is gone.
     ///
     /// # Errors
     /// When the directory cannot be read.
     pub fn is_empty(&self) -> Result<bool, DepotError> {
-        for entry in fs_err::read_dir(&self.0.places.depot)? {
+        let entries = match fs_err::read_dir(&self.0.places.depot) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            entries => entries?,
+        };
+        for entry in entries {
             // A disk that was just made has this one.
             if entry?.file_name() != "lost+found" {
                 return Ok(false);
